@@ -1,0 +1,1 @@
+"""CSIP: surveillance video to people who can be found again."""

@@ -1,0 +1,538 @@
+"""Every number of the pipeline, in frozen sections, one a stage; `Experiment` joins them.
+
+A section holds what changes a stage's result. What only changes how fast it comes (device, batch sizes of
+inference, workers) lives in `RuntimeConfig` and is part of no digest. Recipes (`flows/recipes.py`) fill the
+sections; the command line changes single fields with ``--set section.field=value``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+def _in_range(section: object, **bounds: tuple[float, float]) -> None:
+    """Check that fields lie in closed ranges; name the section, the field, the value and the range."""
+    for name, (low, high) in bounds.items():
+        value = getattr(section, name)
+        if not low <= value <= high:
+            raise ValueError(f"{type(section).__name__}.{name}: got {value}, expected {low} to {high}.")
+
+
+_MANY = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """How the work is done, never what comes out of it.
+
+    Attributes:
+        device: "auto" takes the first CUDA device where there is one, else the CPU; or "cpu", "cuda", "cuda:1".
+        pose_engine: "openvino" runs the same weights through OpenVINO (CPU), "pytorch" as they are; "auto" takes
+            OpenVINO on the CPU when it is installed.
+        pose_batch: frames a pose-model call.
+        encode_batch: crops an image-encoder call outside training.
+        decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files.
+        video_batch_seconds: short videos share one process until they add up to this many seconds.
+        stall_seconds: a stage whose process reports nothing for this long is killed and fails.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    device: str = "auto"
+    pose_engine: Literal["auto", "openvino", "pytorch"] = "auto"
+    pose_batch: int = 4
+    encode_batch: int = 256
+    decode_threads: int = 2
+    video_batch_seconds: float = 600.0
+    stall_seconds: float = 900.0
+
+    def __post_init__(self) -> None:
+        _in_range(self, pose_batch=(1, 4096), encode_batch=(1, 65536), decode_threads=(1, 256))
+        _in_range(self, video_batch_seconds=(1, _MANY), stall_seconds=(1, _MANY))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectConfig:
+    """People and keypoints in single frames (`csip.ingest.pose`).
+
+    Attributes:
+        weights: a path, or a file name that is looked for in the user's cache, in this package, and at its maker's.
+        image_size: the longer side of what the model sees, pixels; small people need 960 or more.
+        confidence: lowest box score kept; ByteTrack's second stage lives on low ones.
+        iou: overlap above which non-maximum suppression drops the weaker box.
+        max_people: most boxes a frame.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    weights: str = "yolo11n-pose.pt"
+    image_size: int = 1280
+    confidence: float = 0.1
+    iou: float = 0.7
+    max_people: int = 300
+
+    def __post_init__(self) -> None:
+        _in_range(self, image_size=(64, 8192), confidence=(0, 1), iou=(0, 1), max_people=(1, 10_000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackConfig:
+    """Detections to tracklets (`csip.ingest.track`) and tracklets to crops.
+
+    Attributes:
+        tracker: "bytetrack", or "botsort" (here without motion compensation: fixed cameras).
+        high_confidence: detections at or above it open the first association.
+        low_confidence: detections between it and `high_confidence` join the second association.
+        new_confidence: an unmatched detection at or above it starts a track.
+        match_cost: largest association cost, 1 - IoU weighted by score.
+        buffer_seconds: how long a lost track may come back.
+        min_frames: shorter tracklets are dropped (and counted).
+        min_keypoint_confidence: tracklets whose mean keypoint confidence lies under it are dropped (and counted).
+        jpeg_quality: of the stored crops, 1..100.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    tracker: Literal["bytetrack", "botsort"] = "bytetrack"
+    high_confidence: float = 0.25
+    low_confidence: float = 0.1
+    new_confidence: float = 0.25
+    match_cost: float = 0.8
+    buffer_seconds: float = 3.0
+    min_frames: int = 8
+    min_keypoint_confidence: float = 0.3
+    jpeg_quality: int = 95
+
+    def __post_init__(self) -> None:
+        _in_range(self, high_confidence=(0, 1), low_confidence=(0, 1), new_confidence=(0, 1), match_cost=(0, 1))
+        _in_range(self, buffer_seconds=(0, 3600), min_frames=(1, 1_000_000), min_keypoint_confidence=(0, 1))
+        _in_range(self, jpeg_quality=(1, 100))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitConfig:
+    """The protocol of unlabelled video (`csip.evaluation.protocol`): every tracklet is a provisional identity.
+
+    Attributes:
+        min_part_frames: frames a part has at least.
+        max_parts: a tracklet is cut into at most this many parts.
+        gap_seconds: time left out between two parts of one tracklet.
+        test_fraction: share of the people held out for query and gallery.
+        seed: of the draw of the held-out people.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    min_part_frames: int = 8
+    max_parts: int = 4
+    gap_seconds: float = 0.5
+    test_fraction: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _in_range(self, min_part_frames=(1, 100_000), max_parts=(2, 10_000), gap_seconds=(0, 86_400))
+        _in_range(self, test_fraction=(0, 1), seed=(0, 2**63 - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipConfig:
+    """How clips are sampled from a part and prepared (method.md sections 1 and 5).
+
+    Attributes:
+        frames: T, frames a clip.
+        height: of a crop, pixels.
+        width: of a crop, pixels.
+        mean: of each RGB channel, for normalisation.
+        std: of each RGB channel, for normalisation.
+        flip: chance that a training clip is mirrored, once a clip.
+        erase: chance that a frame of a training clip loses a rectangle, once a frame.
+        joint_confidence: 2D joints under it count as unseen.
+        max_gap: unseen joints are interpolated over time across at most this many frames.
+        min_joints: a frame with fewer seen joints has no valid skeleton.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    frames: int = 8
+    height: int = 256
+    width: int = 128
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    flip: float = 0.5
+    erase: float = 0.5
+    joint_confidence: float = 0.3
+    max_gap: int = 5
+    min_joints: int = 5
+
+    def __post_init__(self) -> None:
+        _in_range(self, frames=(1, 4096), height=(8, 8192), width=(8, 8192), flip=(0, 1), erase=(0, 1))
+        _in_range(self, joint_confidence=(0, 1), max_gap=(0, 100_000), min_joints=(1, 1000))
+        if min(self.std) <= 0:
+            raise ValueError(f"ClipConfig.std: got {self.std}, expected positive numbers.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The network (method.md sections 2 and 4).
+
+    Attributes:
+        image_encoder: a timm ViT by name.
+        image_weights: a local file; "timm" for the library's own download; "none" for random initial weights.
+        image_depth: transformer blocks, 0 for the named model's own.
+        image_width: D, token width, 0 for the named model's own.
+        image_heads: attention heads, 0 for the named model's own.
+        width: C, the width shared by projected images, joints and prototypes.
+        camera_embedding: add a learnt camera vector to the CLS token in stage 2 and at test.
+        camera_scale: factor of the camera vector (sie_coef).
+        joint_layers: L, transformer layers of the skeleton encoder.
+        joint_heads: its attention heads.
+        joint_dropout: its dropout.
+        graph_positions: K, eigenvectors of the joint graph's Laplacian.
+        prototypes: "pfu" (gate and per-sample decoder), "gate", "fixed" ((P_s + P_v) / 2), "visual" (P_v alone) or
+            "none".
+        prototype_layers: decoder layers of the Prototype Fusion Updater.
+        prototype_heads: its attention heads.
+        prototype_dropout: its dropout.
+        temporal: Skeleton Guided Temporal Modelling on or off.
+        temporal_heads: its attention heads.
+        temporal_dropout: its dropout.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    image_encoder: str = "vit_base_patch16_clip_quickgelu_224.openai"
+    image_weights: str = "timm"
+    image_depth: int = 0
+    image_width: int = 0
+    image_heads: int = 0
+    width: int = 512
+    camera_embedding: bool = True
+    camera_scale: float = 1.0
+    joint_layers: int = 10
+    joint_heads: int = 8
+    joint_dropout: float = 0.3
+    graph_positions: int = 10
+    prototypes: Literal["pfu", "gate", "fixed", "visual", "none"] = "pfu"
+    prototype_layers: int = 2
+    prototype_heads: int = 8
+    prototype_dropout: float = 0.1
+    temporal: bool = True
+    temporal_heads: int = 8
+    temporal_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _in_range(self, width=(1, 65536), joint_layers=(1, 1000), joint_dropout=(0, 1), graph_positions=(1, 1000))
+        _in_range(self, image_depth=(0, 1000), image_width=(0, 65536), image_heads=(0, 1024))
+        _in_range(self, prototype_layers=(1, 1000), prototype_dropout=(0, 1), temporal_dropout=(0, 1))
+        for name in ("joint_heads", "prototype_heads"):
+            heads = getattr(self, name)
+            if heads < 1 or self.width % heads:
+                raise ValueError(f"ModelConfig.{name}: got {heads}, expected a divisor of width={self.width}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """Stage `pretrain_visual`: identity and triplet loss on g and v_bar, for encoders trained from scratch.
+
+    Attributes:
+        epochs: 0 skips the stage, as CLIP recipes do.
+        learning_rate: of Adam, after a linear warm-up over the first tenth of the steps, then a cosine to zero.
+        weight_decay: Adam's coupled L2.
+        identities: P, identities a batch.
+        clips_per_identity: clips of each identity in a batch.
+        label_smoothing: of the cross-entropy.
+        margin: of the batch-hard triplet loss.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    epochs: int = 0
+    learning_rate: float = 3.5e-4
+    weight_decay: float = 1e-4
+    identities: int = 4
+    clips_per_identity: int = 4
+    label_smoothing: float = 0.1
+    margin: float = 0.3
+
+    def __post_init__(self) -> None:
+        _in_range(self, epochs=(0, 1_000_000), learning_rate=(0, 10), weight_decay=(0, 10), margin=(0, 100))
+        _in_range(self, identities=(2, 4096), clips_per_identity=(2, 4096), label_smoothing=(0, 0.999))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage1Config:
+    """Stage 1: contrastive skeleton-image pretraining (method.md section 3).
+
+    Attributes:
+        epochs: passes over the training parts.
+        batch_clips: clips a batch.
+        learning_rate: peak rate of Adam.
+        warmup_rate: rate the warm-up starts from.
+        final_rate: rate the cosine ends at.
+        warmup_epochs: the rate climbs linearly while the epoch is smaller.
+        weight_decay: Adam's coupled L2.
+        temperature: tau of the supervised contrastive loss.
+        normalize: L2-normalise both sides before the inner product; the paper does not.
+        drop_last: leave out the last partial batch of an epoch.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    epochs: int = 120
+    batch_clips: int = 64
+    learning_rate: float = 3.5e-4
+    warmup_rate: float = 1e-5
+    final_rate: float = 1e-6
+    warmup_epochs: int = 5
+    weight_decay: float = 1e-4
+    temperature: float = 1.0
+    normalize: bool = False
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        _in_range(self, epochs=(0, 1_000_000), batch_clips=(2, 1_000_000), learning_rate=(0, 10), warmup_rate=(0, 10))
+        _in_range(self, final_rate=(0, 10), warmup_epochs=(0, 1_000_000), weight_decay=(0, 10), temperature=(1e-6, 1e6))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage2Config:
+    """Stage 2: prototype-guided fine-tuning (method.md section 4).
+
+    Attributes:
+        epochs: passes over the training parts.
+        identities: P, identities a batch.
+        clips_per_identity: clips of each identity in a batch.
+        learning_rate: base rate of Adam.
+        bias_factor: rate factor of biases.
+        head_factor: rate factor of the temporal classifier, PFU and SGTM.
+        weight_decay: Adam's coupled L2.
+        warmup_epochs: the rate climbs from a tenth while the epoch is smaller.
+        milestones: epochs from which the rate is ten times smaller.
+        label_smoothing: of every cross-entropy.
+        margin: of the batch-hard triplet losses.
+        identity_weight: of the sum of the identity losses.
+        triplet_weight: of the sum of the triplet losses.
+        prototype_weight: of the cross-entropy on the prototype logits.
+        frame_weight: of the frame-wise cross-entropy, which is divided by T as well.
+        freeze_skeleton_encoder: keep stage 1's skeleton encoder as it is (the paper's figure; its code trains it).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    epochs: int = 80
+    identities: int = 4
+    clips_per_identity: int = 4
+    learning_rate: float = 5e-6
+    bias_factor: float = 2.0
+    head_factor: float = 10.0
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 10
+    milestones: tuple[int, ...] = (30, 50, 70)
+    label_smoothing: float = 0.1
+    margin: float = 0.3
+    identity_weight: float = 0.25
+    triplet_weight: float = 1.0
+    prototype_weight: float = 1.0
+    frame_weight: float = 1.3
+    freeze_skeleton_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        _in_range(self, epochs=(0, 1_000_000), identities=(2, 4096), clips_per_identity=(2, 4096))
+        _in_range(self, learning_rate=(0, 10), bias_factor=(0, 1e4), head_factor=(0, 1e4), weight_decay=(0, 10))
+        _in_range(self, warmup_epochs=(0, 1_000_000), label_smoothing=(0, 0.999), margin=(0, 100))
+        for name in ("identity_weight", "triplet_weight", "prototype_weight", "frame_weight"):
+            _in_range(self, **{name: (0, 1e6)})
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"Stage2Config.milestones: got {self.milestones}, expected ascending epochs.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedConfig:
+    """How a part becomes one embedding.
+
+    Attributes:
+        sampling: "restricted" takes the first frame of each of T equal chunks; "dense" averages over every
+            consecutive window of T frames.
+        histogram_bins: bins of hue, saturation and value in the colour-histogram baseline.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    sampling: Literal["restricted", "dense"] = "restricted"
+    histogram_bins: tuple[int, int, int] = (16, 4, 4)
+
+    def __post_init__(self) -> None:
+        if min(self.histogram_bins) < 1:
+            raise ValueError(f"EmbedConfig.histogram_bins: got {self.histogram_bins}, expected 1 or more each.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """How embeddings are ranked and scored (datasets.md section 1).
+
+    Attributes:
+        exclude_same_camera: a gallery item of the query's own person and camera does not count; one camera alone
+            makes that impossible, so self-labelled video sets it to false and only the query's own part is left out.
+        query_in_gallery: the queries stand in the gallery too (official on MARS and LS-VID).
+        ranks: the rank-k figures that are reported.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    exclude_same_camera: bool = True
+    query_in_gallery: bool = False
+    ranks: tuple[int, ...] = (1, 5, 10, 20)
+
+    def __post_init__(self) -> None:
+        if not self.ranks or min(self.ranks) < 1:
+            raise ValueError(f"EvaluateConfig.ranks: got {self.ranks}, expected positive numbers.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """What the report shows.
+
+    Attributes:
+        contact_tracklets: tracklets on the contact sheet.
+        contact_frames: crops a tracklet on it.
+        queries: queries whose ranked gallery is shown.
+        gallery: gallery items shown a query.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    contact_tracklets: int = 24
+    contact_frames: int = 8
+    queries: int = 6
+    gallery: int = 10
+
+    def __post_init__(self) -> None:
+        _in_range(self, contact_tracklets=(1, 10_000), contact_frames=(1, 1000), queries=(0, 10_000), gallery=(1, 1000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractConfig:
+    """What `build-skeletons` needs: everything that changes the rows of a snapshot of video.
+
+    Attributes:
+        dataset: the name that snapshots and their splits carry.
+        detect: people and keypoints.
+        track: tracklets and crops.
+        split: the protocol of unlabelled video.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    dataset: str = "video"
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+    def __post_init__(self) -> None:
+        if not self.dataset.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(
+                f"ExtractConfig.dataset: got {self.dataset!r}, expected letters, digits, '-' and '_' only: "
+                "it becomes part of file and tag names."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A recipe: every section, one name, one seed.
+
+    Attributes:
+        name: the recipe's.
+        seed: of initial weights, sampling and augmentation.
+        extract: video to snapshot.
+        clip: snapshot to clips.
+        model: the network.
+        pretrain: visual pretraining of encoders trained from scratch.
+        stage1: contrastive skeleton-image pretraining.
+        stage2: prototype-guided fine-tuning.
+        embed: parts to embeddings.
+        evaluate: embeddings to scores.
+        report: scores to a page.
+        runtime: how, never what.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: str
+    seed: int = 0
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a record (a config, a reference, a tuple of them) into plain JSON values."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def from_plain(kind: type[T] | Any, value: Any) -> T:
+    """Read what `to_plain` wrote back as `kind`, checked.
+
+    Raises:
+        ValueError: the value does not fit; the message names the field.
+    """
+    try:
+        return typing.cast("T", TypeAdapter(kind).validate_python(value))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{getattr(kind, '__name__', kind)}: {problems}.") from error
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 over the JSON of `values`: the same on every machine and PYTHONHASHSEED."""
+    text = json.dumps([to_plain(v) for v in values], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_overrides(experiment: Experiment, assignments: list[str]) -> Experiment:
+    """Apply ``section.field=value`` assignments, each value read as the field's own type.
+
+    Tuples are written with commas (``stage2.milestones=30,50``).
+
+    Raises:
+        ValueError: no such section or field (the message lists those there are), or a value that does not fit.
+    """
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator or not path:
+            raise ValueError(f"--set {assignment}: expected section.field=value.")
+        experiment = _assign(experiment, path.split("."), text, path)
+    return experiment
+
+
+def _assign(section: Any, path: list[str], text: str, whole: str) -> Any:
+    hints = typing.get_type_hints(type(section))
+    names = [f.name for f in dataclasses.fields(section)]
+    if path[0] not in names:
+        raise ValueError(f"--set {whole}: found {path[0]!r}, expected one of: {', '.join(names)}.")
+    old = getattr(section, path[0])
+    if dataclasses.is_dataclass(old):
+        if len(path) == 1:
+            inner = ", ".join(f.name for f in dataclasses.fields(old))
+            raise ValueError(f"--set {whole}: {path[0]} is a section; name one of its fields: {inner}.")
+        new = _assign(old, path[1:], text, whole)
+    elif len(path) > 1:
+        raise ValueError(f"--set {whole}: {path[0]} is a number or a word, not a section.")
+    else:
+        new = _parse(hints[path[0]], text, whole)
+    return dataclasses.replace(section, **{path[0]: new})
+
+
+def _parse(hint: Any, text: str, whole: str) -> Any:
+    origin = typing.get_origin(hint)
+    raw: Any = [part for part in text.split(",") if part] if origin is tuple else text
+    if isinstance(hint, types.UnionType) and text == "none":
+        raw = None
+    try:
+        return from_plain(hint, raw)
+    except ValueError as error:
+        raise ValueError(f"--set {whole}={text}: {error}") from error

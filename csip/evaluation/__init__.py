@@ -1,0 +1,1 @@
+"""Embeddings become scores, and scores a page."""

@@ -1,0 +1,1 @@
+"""Batches become features: torch and timm only."""

@@ -1,0 +1,1 @@
+"""Features learn to tell people apart."""
