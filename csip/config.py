@@ -44,6 +44,7 @@ class RuntimeConfig:
         pose_batch: frames a pose-model call.
         encode_batch: crops an image-encoder call outside training.
         decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files.
+        workers: processes that read and augment training clips; 0 does it in the training process.
         video_batch_seconds: short videos share one process until they add up to this many seconds.
         stall_seconds: a stage whose process reports nothing for this long is killed and fails.
     """
@@ -54,11 +55,12 @@ class RuntimeConfig:
     pose_batch: int = 4
     encode_batch: int = 256
     decode_threads: int = 2
+    workers: int = 0
     video_batch_seconds: float = 600.0
     stall_seconds: float = 900.0
 
     def __post_init__(self) -> None:
-        _in_range(self, pose_batch=(1, 4096), encode_batch=(1, 65536), decode_threads=(1, 256))
+        _in_range(self, pose_batch=(1, 4096), encode_batch=(1, 65536), decode_threads=(1, 256), workers=(0, 256))
         _in_range(self, video_batch_seconds=(1, _MANY), stall_seconds=(1, _MANY))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-ResultT = TypeVar("ResultT")
+ValueT = TypeVar("ValueT")
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -51,14 +51,12 @@ class Snapshot:
     Attributes:
         name: what a user calls it, unique in its store.
         store: the store's folder.
-        dataset: the rows of `splits` that belong to it carry this data set name.
         tables: table name -> version.
         digest: of the rows it names; two snapshots of the same rows have the same digest.
     """
 
     name: str
     store: str
-    dataset: str
     tables: Mapping[str, int]
     digest: str
 
@@ -83,6 +81,78 @@ class FileRef:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceVideo:
+    """A video that was offered, known by its content.
+
+    Attributes:
+        video_sha: SHA-256 of the file's bytes.
+        path: absolute.
+        camera: the camera's name.
+        duration: seconds.
+    """
+
+    video_sha: str
+    path: str
+    camera: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class VideoList:
+    """The videos of a build.
+
+    Attributes:
+        videos: all of them, by SHA-256.
+        batches: those that are still to be extracted, grouped for one process each.
+        track_digest: of the extraction that the build asks for.
+    """
+
+    videos: tuple[SourceVideo, ...]
+    batches: tuple[tuple[SourceVideo, ...], ...]
+    track_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractedVideo:
+    """A video whose tracklets are in the store.
+
+    Attributes:
+        video_sha: SHA-256 of the file's bytes.
+        track_digest: of the extraction that made them.
+        run_id: of the row in `runs` that says so.
+    """
+
+    video_sha: str
+    track_digest: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsRef:
+    """The embeddings of one encoder in a pinned version of `embeddings`.
+
+    Attributes:
+        table: the version.
+        encoder_digest: the rows with this digest.
+        encoder: what results call it: "trained", "untrained", "hsv-histogram".
+        checkpoint_sha: of the checkpoint; empty for a baseline without one.
+    """
+
+    table: TableRef
+    encoder_digest: str
+    encoder: str
+    checkpoint_sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsRef:
+    """The scores of one evaluation: the rows of a pinned version of `results` with this run id."""
+
+    table: TableRef
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a stage is. Stages yield these; the terminal and the Prefect UI draw them.
 
@@ -103,8 +173,36 @@ class Progress:
     note: str = ""
 
 
-Stage = Generator[Progress, None, ResultT]
-"""A running stage: it yields `Progress` and returns its result."""
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[ValueT]):
+    """What a stage leaves behind.
+
+    Attributes:
+        value: the reference that later stages read.
+        counts: what was kept, and what was dropped and why.
+        weights: file name -> SHA-256 of weights that came from outside.
+    """
+
+    value: ValueT
+    counts: Mapping[str, int | float | str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a stage writes.
+
+    Attributes:
+        store: the store's folder.
+        run_id: the id under which the stage is recorded in `runs`.
+    """
+
+    store: str
+    run_id: str
+
+
+Stage = Generator[Progress, None, Outcome[ValueT]]
+"""A running stage: it yields `Progress` and returns its `Outcome`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

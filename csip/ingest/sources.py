@@ -1,0 +1,132 @@
+"""What a user names as a source: videos, folders of videos, manifests; to a list of videos known by their content."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from csip import tables
+from csip.config import ExtractConfig, RuntimeConfig
+from csip.errors import SourceError, VideoError
+from csip.ingest.records import extract_digests, finished_videos, record_video
+from csip.ingest.video import VideoInfo, find_videos, probe
+from csip.types import Outcome, Output, Progress, SourceVideo, Stage, VideoList
+
+BENCHMARKS = ("mars", "lsvid", "ilids", "biwi", "ias", "walkers")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A file that a source named, and the camera it gave."""
+
+    path: Path
+    camera: str
+
+
+def list_videos(
+    sources: tuple[str, ...], camera: str, config: ExtractConfig, runtime: RuntimeConfig, out: Output
+) -> Stage[VideoList]:
+    """Stage `list_videos`: find the files, know them by content, and say which are still to do.
+
+    Args:
+        sources: videos, folders of videos, or manifests (a .csv with the columns path and camera).
+        camera: the name of the camera that took all of them; empty: every file is a camera of its own.
+        config: decides, with the video's content, whether a video is done.
+        runtime: how videos are batched.
+        out: the store.
+
+    Raises:
+        SourceError: a source names nothing to read, or no file in them is a video.
+    """
+    tables.prepare_store(out.store)
+    named = [one for source in sources for one in expand(source, camera)]
+    digests = extract_digests(config)
+    done = finished_videos(out.store, digests.track)
+    videos: dict[str, SourceVideo] = {}
+    reasons: list[str] = []
+    duplicates = 0
+    for i, one in enumerate(named):
+        yield Progress("list_videos", i, len(named), "files")
+        try:
+            info = probe(one.path)
+        except VideoError as error:
+            reasons.append(str(error))
+            record_video(out.store, one.path, None, "failed", str(error), 0)
+            continue
+        duplicates += info.sha256 in videos
+        videos.setdefault(info.sha256, _known(info, one.camera))
+    yield Progress("list_videos", len(named), len(named), "files")
+    if not videos:
+        raise SourceError(
+            f"Found {len(named)} files, none of them a readable video. The first: {reasons[0]} "
+            "Expected at least one video that FFmpeg can read."
+        )
+    every = tuple(videos[sha] for sha in sorted(videos))
+    todo = [video for video in every if video.video_sha not in done]
+    listed = VideoList(every, _batches(todo, runtime.video_batch_seconds), digests.track)
+    counts = {
+        "files": len(named),
+        "videos": len(every),
+        "already_extracted": len(every) - len(todo),
+        "duplicate_files": duplicates,
+        "unreadable_files": len(reasons),
+        **{f"unreadable {i}": reason for i, reason in enumerate(reasons[:20], 1)},
+    }
+    return Outcome(listed, counts, digests.weights)
+
+
+def _known(info: VideoInfo, camera: str) -> SourceVideo:
+    return SourceVideo(info.sha256, str(info.path.resolve()), camera, info.duration)
+
+
+def expand(source: str, camera: str) -> Iterator[Named]:
+    """Turn one source into the files it names.
+
+    Raises:
+        SourceError: no such path, an empty folder, a manifest without the right columns, or a benchmark.
+    """
+    prefix, colon, _ = source.partition(":")
+    if colon and prefix in BENCHMARKS and not Path(source).exists():
+        raise SourceError(
+            f"Source {source}: this version reads videos, folders of videos and .csv manifests, no benchmark folders. "
+            "Name the videos themselves."
+        )
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".csv" and path.is_file():
+        yield from _read_manifest(path, camera)
+        return
+    for file in find_videos(path):
+        yield Named(file, camera or file.stem)
+
+
+def _read_manifest(path: Path, camera: str) -> Iterator[Named]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if rows.fieldnames is None or not {"path", "camera"} <= set(rows.fieldnames):
+            raise SourceError(
+                f"Manifest {path}: found columns {rows.fieldnames}, expected path and camera in the first line."
+            )
+        count = 0
+        for line, row in enumerate(rows, 2):
+            if not row["path"] or not (camera or row["camera"]):
+                raise SourceError(f"Manifest {path}, line {line}: found {row}, expected a path and a camera.")
+            count += 1
+            for file_ in find_videos(path.parent / row["path"]):
+                yield Named(file_, camera or row["camera"])
+    if not count:
+        raise SourceError(f"Manifest {path}: found no lines below the header, expected one a video.")
+
+
+def _batches(videos: list[SourceVideo], seconds: float) -> tuple[tuple[SourceVideo, ...], ...]:
+    """Join short videos until they fill `seconds`, so that one process serves them; a long one stands alone."""
+    batches: list[list[SourceVideo]] = []
+    filled = seconds
+    for video in videos:
+        if filled + video.duration > seconds:
+            batches.append([])
+            filled = 0.0
+        batches[-1].append(video)
+        filled += video.duration
+    return tuple(tuple(batch) for batch in batches)

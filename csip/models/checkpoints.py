@@ -1,0 +1,186 @@
+"""Checkpoints: one safetensors file that says in its own header how to build the network it fills.
+
+A checkpoint is named by the SHA-256 of its bytes, holds no clock and no path, and so comes out the same when the same
+training is run again on the same machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from csip.config import ModelConfig, digest, from_plain, to_plain
+from csip.errors import CheckpointError
+from csip.joints import LAYOUTS
+from csip.models.image_encoder import ImageEncoder, load_image_weights
+from csip.models.reid import CsipReID
+from csip.models.skeleton_encoder import SkeletonEncoder
+from csip.types import CheckpointRef
+
+_FORMAT = "csip-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """All it takes to build the network again.
+
+    Attributes:
+        model: its section.
+        height: of a crop, pixels.
+        width: of a crop, pixels.
+        layout: name of the joint layout.
+        num_cameras: cameras of the data set it was trained on.
+        pids: the people it was trained on, in label order.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    model: ModelConfig
+    height: int
+    width: int
+    layout: str
+    num_cameras: int
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointHeader:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        spec: how to build the network.
+        stage: the stage that wrote it.
+        parent: SHA-256 of the checkpoint it was trained from; empty for initial weights.
+        config: the sections the stage read.
+    """
+
+    spec: ModelSpec
+    stage: str
+    parent: str
+    config: Any
+
+
+def build(spec: ModelSpec) -> CsipReID:
+    """Build the network with initial weights drawn from torch's generator."""
+    m, layout = spec.model, LAYOUTS[spec.layout]
+    return CsipReID(
+        image_encoder=ImageEncoder(
+            name=m.image_encoder,
+            image_size=(spec.height, spec.width),
+            width=m.width,
+            depth=m.image_depth,
+            token_width=m.image_width,
+            heads=m.image_heads,
+            num_cameras=spec.num_cameras if m.camera_embedding else 0,
+            camera_scale=m.camera_scale,
+        ),
+        skeleton_encoder=SkeletonEncoder(
+            positions=torch.from_numpy(layout.graph_positions(m.graph_positions)),
+            width=m.width,
+            layers=m.joint_layers,
+            heads=m.joint_heads,
+            dropout=m.joint_dropout,
+        ),
+        num_labels=len(spec.pids),
+        prototypes=m.prototypes,
+        prototype_layers=m.prototype_layers,
+        prototype_heads=m.prototype_heads,
+        prototype_dropout=m.prototype_dropout,
+        temporal=m.temporal,
+        temporal_heads=m.temporal_heads,
+        temporal_dropout=m.temporal_dropout,
+    )
+
+
+def initial(spec: ModelSpec, seed: int) -> CsipReID:
+    """Build the network, its initial weights from `seed`, its image encoder's from where the section says."""
+    torch.manual_seed(seed)
+    model = build(spec)
+    load_image_weights(model.image_encoder, spec.model.image_weights)
+    return model
+
+
+def save_checkpoint(model: CsipReID, header: CheckpointHeader, folder: Path) -> CheckpointRef:
+    """Write a checkpoint into `folder`, whole or not at all, under the name of its stage and content."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps(to_plain(header), sort_keys=True)
+    content = save(tensors, metadata={"format": _FORMAT, "header": text})
+    sha = hashlib.sha256(content).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{header.stage}-{sha[:12]}.safetensors"
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+    return CheckpointRef(str(path), sha)
+
+
+def checkpoint_ref(path: Path) -> CheckpointRef:
+    """Make a reference to a checkpoint file.
+
+    Raises:
+        CheckpointError: no such file, or none of ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"Checkpoint {path}: found no such file. Name a .safetensors file that `csip` wrote.")
+    _read_header(path)
+    return CheckpointRef(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _read_header(path: Path) -> CheckpointHeader:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"Checkpoint {path}: cannot be read ({error}). Expected a .safetensors file that `csip train-csip` wrote."
+        ) from error
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"Checkpoint {path}: found format {metadata.get('format')!r}, expected {_FORMAT!r}. "
+            "Name a file that this version of `csip train-csip` wrote."
+        )
+    return from_plain(CheckpointHeader, json.loads(metadata["header"]))
+
+
+def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader]:
+    """Load a network, strictly, after checking its bytes.
+
+    Raises:
+        CheckpointError: the file is gone, was changed, or does not fill the network it names.
+    """
+    path = Path(ref.path)
+    found = checkpoint_ref(path)
+    if found.sha256 != ref.sha256:
+        raise CheckpointError(
+            f"Checkpoint {path}: found SHA-256 {found.sha256[:12]}, expected {ref.sha256[:12]}. "
+            "The file was changed after it was written; train again or restore it."
+        )
+    header = _read_header(path)
+    model = build(header.spec)
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"Checkpoint {path}: does not fit the network in its own header ({error}).") from error
+    return model, header
+
+
+def encoder_digest(model: CsipReID, spec: ModelSpec, normalisation: object) -> str:
+    """Digest what decides a frame's feature: the image encoder's weights, the crop's size and normalisation."""
+    state = hashlib.sha256()
+    for name, value in sorted(model.image_encoder.state_dict().items()):
+        state.update(name.encode())
+        state.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest(state.hexdigest(), spec.model.image_encoder, spec.height, spec.width, normalisation)

@@ -1,0 +1,368 @@
+"""The door to Lance: open a pinned version, write a version, record a run, publish a snapshot.
+
+A store is a folder (or an object-store prefix) with one Lance table for each schema of `storage_schemas`.
+Every write is an upsert on the table's key, so that doing the same work twice changes nothing. Row order is
+nobody's promise: `read` sorts by key, and `Rows` builds its index once for one pinned version.
+
+Lance is not fork-safe: a worker process opens its own tables, under `spawn`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from csip.errors import SchemaMismatchError, StoreError
+from csip.types import Snapshot, TableRef
+from storage_schemas import TABLES
+from storage_schemas.fields import SCHEMA_VERSION, key_names
+
+_LOG = logging.getLogger(__name__)
+
+
+def table_uri(store: str, name: str) -> str:
+    """Say where a store keeps a table."""
+    return f"{store.rstrip('/')}/{name}.lance"
+
+
+def quote(value: str) -> str:
+    """Write a string as a literal of Lance's filter language."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def prepare_store(store: str) -> None:
+    """Make every table that the store does not have yet, empty.
+
+    Raises:
+        StoreError: the folder cannot be made or written.
+        SchemaMismatchError: a table that is there has other columns.
+    """
+    try:
+        if "://" not in store:
+            Path(store).mkdir(parents=True, exist_ok=True)
+        for name, schema in TABLES.items():
+            if _try_open(table_uri(store, name)) is None:
+                _create(table_uri(store, name), schema)
+            current(store, name)
+    except OSError as error:
+        raise StoreError(
+            f"Store {store}: cannot be written ({error}). Expected a folder that this user may write to; "
+            "name another with --store or CSIP_STORE."
+        ) from error
+
+
+def _try_open(uri: str) -> lance.LanceDataset | None:
+    try:
+        return lance.dataset(uri)
+    except ValueError as error:
+        if "not found" in str(error):
+            return None
+        raise StoreError(f"Table {uri}: cannot be opened ({error}). Restore it, or build into a new store.") from error
+
+
+def _create(uri: str, schema: pa.Schema) -> None:
+    try:
+        lance.write_dataset(schema.empty_table(), uri, schema=schema, mode="create", enable_stable_row_ids=True)
+    except OSError as error:
+        # Another process may have made it in the meantime; then it is there, and that is all we want.
+        if "already exists" not in str(error).lower():
+            raise
+
+
+def current(store: str, name: str) -> TableRef:
+    """Pin a table's newest version.
+
+    Raises:
+        StoreError: there is no such table; the message names the store.
+    """
+    uri = table_uri(store, name)
+    dataset = _try_open(uri)
+    if dataset is None:
+        raise StoreError(
+            f"Store {store}: found no table {name!r} there. Expected a store that `csip build-skeletons` has filled; "
+            "check --store and CSIP_STORE."
+        )
+    _check_schema(dataset, uri, name)
+    return TableRef(uri, dataset.version)
+
+
+def _check_schema(dataset: lance.LanceDataset, uri: str, name: str) -> None:
+    found, expected = dataset.schema, TABLES[name]
+    version = (found.metadata or {}).get(b"csip.schema_version", b"?").decode()
+    if found.names != expected.names or found.types != expected.types or version != SCHEMA_VERSION:
+        raise SchemaMismatchError(
+            f"{uri} version {dataset.version}: found schema {version} with {found.names}, expected schema "
+            f"{SCHEMA_VERSION} with {expected.names}. Use the CSIP version that wrote it, or build into a new store."
+        )
+
+
+def _open(ref: TableRef) -> lance.LanceDataset:
+    try:
+        return lance.dataset(ref.uri, version=ref.version)
+    except (ValueError, OSError) as error:
+        raise StoreError(
+            f"{ref.uri}: version {ref.version} cannot be opened ({error}). It may have been cleaned up; "
+            "build the snapshot again."
+        ) from error
+
+
+def exists(ref: TableRef) -> bool:
+    """Tell whether a pinned version still opens."""
+    try:
+        _open(ref)
+    except StoreError:
+        return False
+    return True
+
+
+def read(ref: TableRef, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
+    """Read a pinned version, sorted by its key.
+
+    Args:
+        ref: the version.
+        columns: those to read; key columns come first and always. All, if None.
+        where: a condition in Lance's filter language (SQL-like); see `quote`.
+    """
+    dataset = _open(ref)
+    keys = key_names(dataset.schema)
+    names = None if columns is None else keys + [c for c in columns if c not in keys]
+    table: pa.Table = dataset.to_table(columns=names, filter=where)
+    return table.sort_by([(k, "ascending") for k in keys])
+
+
+class Rows:
+    """Random access to the rows of one pinned version by row number, for readers that draw what they need.
+
+    Not for sharing across processes: it drops its handle when pickled and opens the version anew.
+    """
+
+    def __init__(self, ref: TableRef) -> None:
+        self.ref = ref
+        self._dataset: lance.LanceDataset | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"ref": self.ref, "_dataset": None}
+
+    def _handle(self) -> lance.LanceDataset:
+        if self._dataset is None:
+            self._dataset = _open(self.ref)
+        return self._dataset
+
+    def keys(self, columns: Sequence[str] = ()) -> pa.Table:
+        """Read the key columns and `columns` of every row, with its row number as `row`, sorted by key."""
+        dataset = self._handle()
+        keys = key_names(dataset.schema)
+        table: pa.Table = dataset.to_table(columns=[*keys, *(c for c in columns if c not in keys)])
+        table = table.append_column("row", pa.array(np.arange(len(table)), pa.int64()))
+        return table.sort_by([(k, "ascending") for k in keys])
+
+    def take(self, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Read `columns` of the numbered rows, in the order asked for."""
+        table: pa.Table = self._handle().take(rows.tolist(), columns=list(columns))
+        return table
+
+
+def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None) -> TableRef:
+    """Write rows by key in one commit: new keys are added, known keys overwritten.
+
+    Args:
+        store: the store's folder.
+        name: the table's.
+        rows: of the table's schema.
+        replace: rows in the table that meet this condition and are not among `rows` are deleted in the same commit.
+
+    Returns:
+        The version that the commit made.
+
+    Raises:
+        SchemaMismatchError: `rows` have other columns than the table.
+        StoreError: the commit failed; the table is as it was.
+    """
+    schema = TABLES[name]
+    if rows.schema.names != schema.names or rows.schema.types != schema.types:
+        raise SchemaMismatchError(
+            f"upsert into {name}: got columns {rows.schema.names} of types {[str(t) for t in rows.schema.types]}, "
+            f"expected {schema.names} of types {[str(t) for t in schema.types]}."
+        )
+    dataset = lance.dataset(current(store, name).uri)
+    merge = dataset.merge_insert(key_names(schema)).when_matched_update_all().when_not_matched_insert_all()
+    if replace is not None:
+        merge = merge.when_not_matched_by_source_delete(replace)
+    try:
+        merge.execute(rows.cast(schema))
+    except OSError as error:
+        raise StoreError(
+            f"{dataset.uri}: {len(rows)} rows could not be written ({error}). The table is as it was at version "
+            f"{dataset.version}; free space or mend the permissions and run the same command again."
+        ) from error
+    return TableRef(dataset.uri, dataset.version)
+
+
+def delete(store: str, name: str, where: str) -> None:
+    """Delete the rows that meet a condition, in one commit; none is made where there are none."""
+    dataset = lance.dataset(current(store, name).uri)
+    if dataset.count_rows(where):
+        dataset.delete(where)
+
+
+def from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Make a table of the named schema from dictionaries, one a row."""
+    return pa.Table.from_pylist(list(rows), schema=TABLES[name])
+
+
+def keypoints_column(keypoints: npt.NDArray[np.float32]) -> pa.Array:
+    """Turn (N, J, 3) float32 into a column of N keypoint lists, without a Python loop."""
+    n, j, _ = keypoints.shape
+    inner = pa.FixedSizeListArray.from_arrays(pa.array(keypoints.reshape(-1), pa.float32()), 3)
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * j, pa.int32()), inner)
+
+
+def keypoints_array(column: pa.ChunkedArray, joints: int) -> npt.NDArray[np.float32]:
+    """Read what `keypoints_column` wrote back as (N, joints, 3) float32.
+
+    Raises:
+        SchemaMismatchError: a row has another number of joints.
+    """
+    if len(column) == 0:
+        return np.zeros((0, joints, 3), np.float32)
+    counts = pc.unique(pc.list_value_length(column)).to_pylist()
+    if counts != [joints]:
+        raise SchemaMismatchError(f"keypoints: found rows of {sorted(counts)} joints, expected {joints} in every row.")
+    flat = column.combine_chunks().flatten().flatten()
+    return np.asarray(flat, dtype=np.float32).reshape(-1, joints, 3)
+
+
+def vectors_column(vectors: npt.NDArray[np.float32]) -> pa.Array:
+    """Turn (N, E) float32 into a column of N lists."""
+    n, e = vectors.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * e, pa.int32()), pa.array(vectors.reshape(-1)))
+
+
+def vectors_array(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """Read a column of N equally long lists as (N, E) float32."""
+    if len(column) == 0:
+        return np.zeros((0, 0), np.float32)
+    flat = column.combine_chunks().flatten()
+    return np.asarray(flat, dtype=np.float32).reshape(len(column), -1)
+
+
+def boxes_column(boxes: npt.NDArray[np.float32]) -> pa.Array:
+    """Turn (N, 4) float32 into a column of N boxes."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1), pa.float32()), 4)
+
+
+def boxes_array(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """Read a column of N boxes as (N, 4) float32."""
+    return np.asarray(column.combine_chunks().flatten(), dtype=np.float32).reshape(-1, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One finished stage, as `storage_schemas.runs` has it; JSON columns hold plain values."""
+
+    run_id: str
+    stage: str
+    key: str
+    inputs: Any
+    outputs: Any
+    config: Any
+    counts: Any
+    weights: Any
+    source_digest: str
+    git_commit: str
+    device: str
+    started: str
+    seconds: float
+
+
+_JSON_COLUMNS = ("inputs", "outputs", "config", "counts", "weights")
+
+
+def record_run(store: str, run: RunRecord) -> TableRef:
+    """Append a finished stage to the store's memory."""
+    row = {name: getattr(run, name) for name in TABLES["runs"].names}
+    row |= {name: json.dumps(row[name], sort_keys=True) for name in _JSON_COLUMNS}
+    return upsert(store, "runs", from_rows("runs", [row]))
+
+
+def find_runs(store: str, where: str) -> list[RunRecord]:
+    """List the runs that meet a condition, oldest first."""
+    rows = read(current(store, "runs"), where=where).to_pylist()
+    runs = [RunRecord(**(row | {name: json.loads(row[name]) for name in _JSON_COLUMNS})) for row in rows]
+    return sorted(runs, key=lambda run: (run.started, run.run_id))
+
+
+def find_run(store: str, key: str) -> RunRecord | None:
+    """Find the newest finished run with this key."""
+    runs = find_runs(store, f"key = {quote(key)}")
+    return runs[-1] if runs else None
+
+
+def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[str]) -> None:
+    """Make a snapshot visible, in one commit, after tagging every table version it names against clean-up."""
+    tag = f"snapshot-{snapshot.name}"
+    for name, version in snapshot.tables.items():
+        dataset = lance.dataset(table_uri(snapshot.store, name))
+        if tag in dataset.tags.list():
+            dataset.tags.update(tag, version)
+        else:
+            dataset.tags.create(tag, version)
+    row = {
+        "name": snapshot.name,
+        "digest": snapshot.digest,
+        "tables": json.dumps(dict(snapshot.tables), sort_keys=True),
+        "config": json.dumps(config, sort_keys=True),
+        "counts": json.dumps(counts, sort_keys=True),
+        "videos": json.dumps(sorted(videos)),
+        "created": now(),
+    }
+    upsert(snapshot.store, "snapshots", from_rows("snapshots", [row]))
+
+
+def now() -> str:
+    """Write the time as tables store it: ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def snapshot_row(store: str, name: str) -> dict[str, Any]:
+    """Read a snapshot's row with its JSON columns decoded.
+
+    Raises:
+        StoreError: no such snapshot; the message lists those there are.
+    """
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in read(current(store, "snapshots")).to_pylist()}
+    if name not in rows:
+        known = ", ".join(sorted(rows)) or "none"
+        raise StoreError(
+            f"Store {store}: found no snapshot {name!r}; there are: {known}. "
+            "Name one of those, or make one with `csip build-skeletons`."
+        )
+    return rows[name] | {k: json.loads(rows[name][k]) for k in ("tables", "config", "counts", "videos")}
+
+
+def open_snapshot(store: str, name: str) -> Snapshot:
+    """Pin a published snapshot by name."""
+    row = snapshot_row(store, name)
+    return Snapshot(name=name, store=store, tables=row["tables"], digest=row["digest"])
+
+
+def pinned(snapshot: Snapshot, table: str) -> TableRef:
+    """Give the version of a table that a snapshot names.
+
+    Raises:
+        StoreError: the snapshot names no version of it.
+    """
+    if table not in snapshot.tables:
+        raise StoreError(f"Snapshot {snapshot.name}: names no version of {table}, only of {sorted(snapshot.tables)}.")
+    return TableRef(table_uri(snapshot.store, table), snapshot.tables[table])

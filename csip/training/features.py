@@ -1,0 +1,108 @@
+"""Stage `cache_features`: every training frame through the frozen image encoder, once (method.md section 3).
+
+Stage 1 augments nothing and trains no image weight, so a frame's projected CLS token never changes: 120 epochs of ViT
+work become one pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from csip import tables
+from csip.config import ClipConfig, RuntimeConfig
+from csip.data import transforms
+from csip.data.clips import ClipDataset, read_parts
+from csip.device import resolve_device
+from csip.errors import CheckpointError
+from csip.models.checkpoints import encoder_digest, load_checkpoint
+from csip.models.reid import CsipReID
+from csip.types import CheckpointRef, FloatArray, Outcome, Output, Progress, Snapshot, Stage, TableRef
+from storage_schemas import TABLES
+
+_COMMIT_FRAMES = 20_000
+
+
+def cache_features(
+    checkpoint: CheckpointRef,
+    snapshot: Snapshot,
+    clip: ClipConfig,
+    runtime: RuntimeConfig,
+    out: Output,
+) -> Stage[TableRef]:
+    """Fill `frame_features` for the frames of the training parts; frames that it has already are not done again."""
+    network, header = load_checkpoint(checkpoint)
+    device = resolve_device(runtime.device)
+    network.to(device).eval()
+    digest = encoder_digest(network, header.spec, [clip.mean, clip.std])
+    dataset = ClipDataset(snapshot, read_parts(snapshot, "train"), clip)
+    have = _known(tables.current(out.store, "frame_features"), digest)
+    todo = [
+        (part.tracklet_id, int(frame), int(row))
+        for part, frames in zip(dataset.parts, dataset.frames, strict=True)
+        for frame, row in zip(frames.frame_index, frames.row, strict=True)
+        if (part.tracklet_id, int(frame)) not in have
+    ]
+    for begin in range(0, len(todo), _COMMIT_FRAMES):
+        some = todo[begin : begin + _COMMIT_FRAMES]
+        done: list[FloatArray] = []
+        for at in range(0, len(some), runtime.encode_batch):
+            rows = np.array([row for _, _, row in some[at : at + runtime.encode_batch]])
+            done.append(_encode(network, dataset, rows, device))
+            yield Progress("cache_features", begin + at + len(rows), len(todo), "frames")
+        table = pa.table(
+            [
+                pa.array([tracklet for tracklet, _, _ in some]),
+                pa.array([frame for _, frame, _ in some]),
+                pa.array([digest] * len(some)),
+                tables.vectors_column(np.concatenate(done)),
+            ],
+            schema=TABLES["frame_features"],
+        )
+        tables.upsert(out.store, "frame_features", table)
+    return Outcome(tables.current(out.store, "frame_features"), {"encoded": len(todo), "already_there": len(have)})
+
+
+def _known(ref: TableRef, digest: str) -> set[tuple[str, int]]:
+    table = tables.read(ref, ["tracklet_id", "frame_index"], where=f"encoder_digest = {tables.quote(digest)}")
+    return set(zip(table["tracklet_id"].to_pylist(), table["frame_index"].to_pylist(), strict=True))
+
+
+@torch.inference_mode()
+def _encode(network: CsipReID, dataset: ClipDataset, rows: np.ndarray, device: str) -> FloatArray:
+    """Read and encode the numbered crops: (N, C) float32."""
+    crops = torch.stack([transforms.resize_crop(image, dataset.clip) for image in dataset.read_crops(rows)])
+    return network.frame_features(transforms.normalise_crops(crops, dataset.clip).to(device)).cpu().numpy()
+
+
+def read_features(features: TableRef, network: CsipReID, dataset: ClipDataset, digest: str) -> list[torch.Tensor]:
+    """Read the cached features of every part of a data set.
+
+    Args:
+        features: the pinned table.
+        network: tells the feature width.
+        dataset: whose parts are wanted.
+        digest: of the encoder that must have made them.
+
+    Returns:
+        For each part, (n, C) float32.
+
+    Raises:
+        CheckpointError: a frame has no feature of this encoder.
+    """
+    table = tables.read(features, ["feature"], where=f"encoder_digest = {tables.quote(digest)}")
+    vectors = torch.from_numpy(tables.vectors_array(table["feature"]).copy())
+    keys = zip(table["tracklet_id"].to_pylist(), table["frame_index"].to_pylist(), strict=True)
+    row_of = {key: i for i, key in enumerate(keys)}
+    out = []
+    for part, frames in zip(dataset.parts, dataset.frames, strict=True):
+        rows = [row_of.get((part.tracklet_id, int(frame)), -1) for frame in frames.frame_index]
+        if -1 in rows:
+            raise CheckpointError(
+                f"{features.uri} version {features.version}: found no feature of encoder {digest[:12]} for frame "
+                f"{frames.frame_index[rows.index(-1)]} of {part.tracklet_id}. Run the stage cache_features for "
+                "this checkpoint and snapshot first."
+            )
+        out.append(vectors[rows])
+    return out

@@ -1,0 +1,68 @@
+"""What the training loops share: where chance comes from, running means, and a look at every loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from csip.config import digest
+from csip.data.clips import ClipDataset
+from csip.errors import CsipError
+from csip.types import ClipBatch
+
+
+def stream(seed: int, *names: object) -> int:
+    """Derive an independent seed for a purpose, for example ``stream(seed, "stage2", epoch)``."""
+    return int(digest(seed, *[str(name) for name in names])[:15], 16)
+
+
+def seed_torch(seed: int, *names: object) -> None:
+    """Set torch's generators (initial weights, dropout, sign flips) for a purpose, so that an epoch can be redone."""
+    torch.manual_seed(stream(seed, *names))
+
+
+class Means:
+    """Means over an epoch of named figures, weighted by how many clips each batch had."""
+
+    def __init__(self) -> None:
+        self._sum: dict[str, float] = {}
+        self._clips = 0
+
+    def add(self, clips: int, **values: float | Tensor) -> None:
+        """Add a batch's figures."""
+        self._clips += clips
+        for name, value in values.items():
+            number = float(value.detach()) if isinstance(value, Tensor) else float(value)
+            self._sum[name] = self._sum.get(name, 0.0) + clips * number
+
+    def read(self) -> Mapping[str, float]:
+        """Give the means so far; empty before the first batch."""
+        return {name: total / self._clips for name, total in self._sum.items()}
+
+
+def require_finite(loss: Tensor, stage: str, epoch: int, dataset: ClipDataset, parts: Tensor) -> None:
+    """Stop before a loss that is no number reaches the weights.
+
+    Raises:
+        CsipError: the loss is NaN or infinite; names the batch's tracklets.
+    """
+    if not bool(torch.isfinite(loss)):
+        names = sorted({dataset.parts[int(i)].tracklet_id for i in parts})
+        raise CsipError(
+            f"{stage}, epoch {epoch}: the loss is {float(loss)} on a batch of tracklets {', '.join(names[:20])}. "
+            "Look at their crops and skeletons, or lower the learning rate."
+        )
+
+
+def to_device(batch: ClipBatch, device: str) -> ClipBatch:
+    """Copy a batch to where the model is."""
+    return ClipBatch(
+        crops=batch.crops.to(device, non_blocking=True),
+        skeleton=batch.skeleton.to(device, non_blocking=True),
+        frame_mask=batch.frame_mask.to(device, non_blocking=True),
+        label=batch.label.to(device, non_blocking=True),
+        camid=batch.camid.to(device, non_blocking=True),
+        part=batch.part,
+    )
