@@ -206,3 +206,15 @@ class History:
                     seen.add((source.kind, source.name))
                     sources.append(self._walk(source, run.started, above | {key}))
         return Node(thing.kind, thing.name, thing.facts, run, tuple(sources))
+
+
+def flatten(root: Node) -> list[Node]:
+    """List a thing and everything behind it, each once, in the order of a walk from the root."""
+    seen: dict[tuple[str, str], Node] = {}
+    todo = [root]
+    while todo:
+        node = todo.pop(0)
+        if (node.kind, node.name) not in seen:
+            seen[(node.kind, node.name)] = node
+            todo.extend(node.sources)
+    return list(seen.values())

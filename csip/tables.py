@@ -126,6 +126,11 @@ def exists(ref: TableRef) -> bool:
     return True
 
 
+def count(ref: TableRef) -> int:
+    """Count the rows of a pinned version."""
+    return int(_open(ref).count_rows())
+
+
 def read(ref: TableRef, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
     """Read a pinned version, sorted by its key.
 

@@ -85,6 +85,7 @@ def _cmc_chart(report: Report) -> Markup:
             x_label="rank k",
             y_label="queries with a match among the first k (%)",
             y_limits=(0, 100),
+            width=420,
         )
     )
 

@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def extract_videos(
-    videos: tuple[SourceVideo, ...], config: ExtractConfig, runtime: RuntimeConfig, out: Output
+    out: Output, videos: tuple[SourceVideo, ...], config: ExtractConfig, runtime: RuntimeConfig
 ) -> Stage[tuple[ExtractedVideo, ...]]:
     """Stage `extract_videos`: detect, track and cut out the people of a batch of videos, a commit each.
 

@@ -19,6 +19,7 @@ import os
 import pickle
 import shutil
 import ssl
+import sys
 import tempfile
 import threading
 import urllib.error
@@ -68,6 +69,8 @@ def import_quietly(module: str) -> Any:
     Offline then, it looks up no names, sends no events and installs nothing, in this process; what it writes goes to
     our cache and not to the user's own settings. Downloads ask the environment anew, so they still work.
     """
+    if module in sys.modules:
+        return sys.modules[module]
     settings = str(cache_folder() / "ultralytics")
     with _environment(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", YOLO_CONFIG_DIR=settings):
         return importlib.import_module(module)

@@ -26,16 +26,16 @@ class Named:
 
 
 def list_videos(
-    sources: tuple[str, ...], camera: str, config: ExtractConfig, runtime: RuntimeConfig, out: Output
+    out: Output, sources: tuple[str, ...], camera: str, config: ExtractConfig, runtime: RuntimeConfig
 ) -> Stage[VideoList]:
     """Stage `list_videos`: find the files, know them by content, and say which are still to do.
 
     Args:
+        out: the store.
         sources: videos, folders of videos, or manifests (a .csv with the columns path and camera).
         camera: the name of the camera that took all of them; empty: every file is a camera of its own.
         config: decides, with the video's content, whether a video is done.
         runtime: how videos are batched.
-        out: the store.
 
     Raises:
         SourceError: a source names nothing to read, or no file in them is a video.

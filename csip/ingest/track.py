@@ -101,7 +101,7 @@ def build_tracklets(
         match_thresh=match_cost,
         track_buffer=max(round(buffer_seconds * fps), 1),
     )
-    tracks = _follow(detections, tracking, lost_after=tracking.max_frames_lost + 1)
+    tracks = _follow(detections, tracking)
     dropped = {TOO_SHORT: 0, TOO_UNSURE: 0}
     kept: list[Tracklet] = []
     for number, rows in enumerate(tracks):
@@ -125,9 +125,7 @@ def _make_tracker(tracker: str, **settings: float) -> Any:
     return make(SimpleNamespace(tracker_type=tracker, **settings, **fixed, **fixed_camera))
 
 
-def _follow(
-    detections: Iterable[tuple[int, People]], tracking: Any, lost_after: int
-) -> list[list[tuple[int, People, int]]]:
+def _follow(detections: Iterable[tuple[int, People]], tracking: Any) -> list[list[tuple[int, People, int]]]:
     """List each track's (frame_index, people, row of people), tracks in order of appearance."""
     tracks: dict[int, list[tuple[int, People, int]]] = {}
     before = None
@@ -137,8 +135,7 @@ def _follow(
             raise ValueError(
                 f"build_tracklets: frame_index {frame_index} comes after {before}; expected every frame in order."
             )
-        gap = 0 if before is None else frame_index - before - 1
-        for _ in range(min(gap, lost_after)):
+        for _ in range(0 if before is None else frame_index - before - 1):
             tracking.update(nobody)
         before = frame_index
         # Copies: the tracker keeps views of what it is given.

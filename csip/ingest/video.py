@@ -316,8 +316,8 @@ def _scan(path: Path) -> _Scan:
             scan = _read_packets(container, path)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(
-            f"{path}: {size} bytes that cannot be read as a video ({error.strerror}); expected a complete file in a format "
-            "that FFmpeg knows. Play the file elsewhere, or copy it again."
+            f"{path}: {size} bytes that cannot be read as a video ({error.strerror}); expected a complete file in a "
+            "format that FFmpeg knows. Play the file elsewhere, or copy it again."
         ) from error
     return scan
 
@@ -346,7 +346,7 @@ def _read_packets(container: av.container.InputContainer, path: Path) -> _Scan:
     missing = max(stream.frames - held, 0) if indexed else 0
     if indexed and not stream.frames and container.duration:
         left = container.duration / av.time_base - end
-        missing = round(left * fps) if left > max(_CUT_SECONDS, _CUT_SHARE * end) else 0
+        missing = round(left * rate) if left > max(_CUT_SECONDS, _CUT_SHARE * end) else 0
     distrust = {
         f"decord misreads {container.format.name} files": not indexed,
         "decord cannot read AV1": codec == "av1",

@@ -103,8 +103,9 @@ def build(spec: ModelSpec) -> CsipReID:
 
 def initial(spec: ModelSpec, seed: int) -> CsipReID:
     """Build the network, its initial weights from `seed`, its image encoder's from where the section says."""
-    torch.manual_seed(seed)
-    model = build(spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(spec)
     load_image_weights(model.image_encoder, spec.model.image_weights)
     return model
 
@@ -178,9 +179,14 @@ def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader]:
 
 
 def encoder_digest(model: CsipReID, spec: ModelSpec, normalisation: object) -> str:
-    """Digest what decides a frame's feature: the image encoder's weights, the crop's size and normalisation."""
+    """Digest what decides a frame's feature: the image encoder's weights, the crop's size and normalisation.
+
+    The camera table is none of it: frame features are taken without cameras (method.md section 3).
+    """
     state = hashlib.sha256()
     for name, value in sorted(model.image_encoder.state_dict().items()):
+        if name == "camera_table":
+            continue
         state.update(name.encode())
         state.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest(state.hexdigest(), spec.model.image_encoder, spec.height, spec.width, normalisation)

@@ -25,11 +25,7 @@ _COMMIT_FRAMES = 20_000
 
 
 def cache_features(
-    checkpoint: CheckpointRef,
-    snapshot: Snapshot,
-    clip: ClipConfig,
-    runtime: RuntimeConfig,
-    out: Output,
+    out: Output, checkpoint: CheckpointRef, snapshot: Snapshot, clip: ClipConfig, runtime: RuntimeConfig
 ) -> Stage[TableRef]:
     """Fill `frame_features` for the frames of the training parts; frames that it has already are not done again."""
     network, header = load_checkpoint(checkpoint)

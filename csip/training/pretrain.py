@@ -20,7 +20,7 @@ from csip.types import CheckpointRef, Outcome, Output, Progress, Snapshot, Stage
 
 
 def initialise(
-    snapshot: Snapshot, clip: ClipConfig, model: ModelConfig, seed: int, out: Output
+    out: Output, snapshot: Snapshot, clip: ClipConfig, model: ModelConfig, seed: int
 ) -> Stage[CheckpointRef]:
     """Stage `initialise`: the network for a snapshot's training people and cameras, before any training.
 
@@ -54,13 +54,13 @@ def initialise(
 
 
 def pretrain_visual(
+    out: Output,
     checkpoint: CheckpointRef,
     snapshot: Snapshot,
     clip: ClipConfig,
     config: PretrainConfig,
     seed: int,
     runtime: RuntimeConfig,
-    out: Output,
 ) -> Stage[CheckpointRef]:
     """Stage `pretrain_visual`: identity and triplet loss on g and v_bar; trains V and these two heads.
 

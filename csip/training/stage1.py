@@ -23,6 +23,7 @@ from csip.types import CheckpointRef, Outcome, Output, Progress, Snapshot, Stage
 
 
 def stage1(
+    out: Output,
     checkpoint: CheckpointRef,
     features: TableRef,
     snapshot: Snapshot,
@@ -30,7 +31,6 @@ def stage1(
     config: Stage1Config,
     seed: int,
     runtime: RuntimeConfig,
-    out: Output,
 ) -> Stage[CheckpointRef]:
     """Train S and its projection so that a clip's motion finds its pictures; V stays as it is.
 

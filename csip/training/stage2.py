@@ -25,6 +25,7 @@ from csip.types import CheckpointRef, Outcome, Output, Progress, Snapshot, Stage
 
 
 def stage2(
+    out: Output,
     checkpoint: CheckpointRef,
     features: TableRef,
     snapshot: Snapshot,
@@ -32,7 +33,6 @@ def stage2(
     config: Stage2Config,
     seed: int,
     runtime: RuntimeConfig,
-    out: Output,
 ) -> Stage[CheckpointRef]:
     """Compute the prototypes once, then fine-tune everything that the recipe does not freeze.
 

@@ -145,3 +145,18 @@ def test_shapes_that_do_not_fit_are_refused(temporal, tokens, joints):
         temporal(tokens, joints, MASK[:2])
     with pytest.raises(ValueError, match=r"got 3 heads, expected a divisor of D=8"):
         SkeletonGuidedTemporal(token_width=8, width=C, heads=3)
+
+
+def test_no_attention_is_ever_asked_to_choose_among_nothing(temporal, tokens, joints):
+    # Kernels differ in what they make of a row without keys: zeros, NaN, or NaN in the backward pass only.
+    masks = []
+
+    def record(_, __, given):
+        masks.append(given.get("key_padding_mask"))
+
+    for module in temporal.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.register_forward_pre_hook(record, with_kwargs=True)
+    temporal(tokens, joints, MASK)
+    assert len(masks) == 4
+    assert not any(bool(mask.all(dim=1).any()) for mask in masks if mask is not None)

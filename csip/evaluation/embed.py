@@ -1,0 +1,196 @@
+"""Parts to embeddings: by a checkpoint, or by a plain colour histogram as the baseline anybody could build.
+
+Shapes: N parts, W windows of a part, T frames a clip, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from csip import tables
+from csip.config import ClipConfig, EmbedConfig, RuntimeConfig, digest
+from csip.data import sampling
+from csip.data.clips import ClipDataset, ClipRequest, read_parts
+from csip.device import resolve_device
+from csip.errors import CheckpointError, TooLittleDataError
+from csip.evaluation.histogram import color_histogram
+from csip.models.checkpoints import CheckpointHeader, load_checkpoint
+from csip.models.reid import CsipReID
+from csip.types import (
+    CheckpointRef,
+    EmbeddingsRef,
+    FloatArray,
+    Outcome,
+    Output,
+    Progress,
+    Snapshot,
+    Stage,
+    TrackletPart,
+)
+from storage_schemas import TABLES
+
+_COMMIT_PARTS = 2_000
+
+
+def embed(
+    out: Output,
+    checkpoint: CheckpointRef,
+    snapshot: Snapshot,
+    clip: ClipConfig,
+    config: EmbedConfig,
+    encoder: str,
+    runtime: RuntimeConfig,
+) -> Stage[EmbeddingsRef]:
+    """Stage `embed`: every query and gallery part through a checkpoint; parts that are there already are not redone.
+
+    Args:
+        out: the store.
+        checkpoint: of any stage.
+        snapshot: whose query and gallery parts are embedded.
+        clip: size and normalisation; T.
+        config: how a part becomes clips.
+        encoder: what results call it, for example "trained".
+        runtime: device and batch.
+
+    Raises:
+        CheckpointError: the checkpoint was trained at another crop size.
+        TooLittleDataError: the snapshot has nobody to search for.
+    """
+    network, header = load_checkpoint(checkpoint)
+    _require_fit(header, clip, checkpoint)
+    device = resolve_device(runtime.device)
+    network.to(device).eval()
+    dataset = ClipDataset(snapshot, _test_parts(snapshot), clip)
+    clip_settings = [clip.frames, clip.height, clip.width, clip.mean, clip.std]
+    encoder_digest = digest("embed", checkpoint.sha256, clip_settings, config.sampling)
+    ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, encoder, checkpoint.sha256)
+    windows = sampling.dense_windows if config.sampling == "dense" else _first_of_chunks
+    clips_a_call = max(1, runtime.encode_batch // clip.frames)
+
+    def feature(index: int) -> FloatArray:
+        positions = windows(len(dataset.frames[index].row), clip.frames)
+        return _embed_part(network, dataset, header, index, positions, clips_a_call, device)
+
+    return (yield from _fill(out, ref, dataset.parts, feature))
+
+
+def embed_histogram(out: Output, snapshot: Snapshot, clip: ClipConfig, config: EmbedConfig) -> Stage[EmbeddingsRef]:
+    """Stage `embed_histogram`: the HSV colour histogram of every query and gallery part's crops, all frames."""
+    dataset = ClipDataset(snapshot, _test_parts(snapshot), clip)
+    encoder_digest = digest("hsv-histogram", config.histogram_bins)
+    ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, "hsv-histogram", "")
+
+    def feature(index: int) -> FloatArray:
+        crops = [crop.permute(1, 2, 0).numpy() for crop in dataset.read_crops(dataset.frames[index].row)]
+        return color_histogram(crops, bins=config.histogram_bins)
+
+    return (yield from _fill(out, ref, dataset.parts, feature))
+
+
+def _test_parts(snapshot: Snapshot) -> tuple[TrackletPart, ...]:
+    query, gallery = read_parts(snapshot, "query"), read_parts(snapshot, "gallery")
+    if not query or not gallery:
+        raise TooLittleDataError(
+            f"Snapshot {snapshot.name}: found {len(query)} query and {len(gallery)} gallery parts, expected some of "
+            "each. `csip build-skeletons` says why a video gives no protocol; add video."
+        )
+    # On some benchmarks the queries stand in the gallery too; each part is embedded once.
+    return tuple({part.unit: part for part in (*query, *gallery)}.values())
+
+
+def _require_fit(header: CheckpointHeader, clip: ClipConfig, checkpoint: CheckpointRef) -> None:
+    own, asked = (header.spec.height, header.spec.width), (clip.height, clip.width)
+    if own != asked:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint.path}: was trained on crops of {own[0]}x{own[1]}, the recipe asks for "
+            f"{asked[0]}x{asked[1]}. Set clip.height and clip.width, or name the recipe it was trained with."
+        )
+
+
+def _first_of_chunks(n: int, t: int) -> np.ndarray:
+    return sampling.restricted_first(n, t)[None]
+
+
+@torch.inference_mode()
+def _embed_part(
+    network: CsipReID,
+    dataset: ClipDataset,
+    header: CheckpointHeader,
+    index: int,
+    positions: np.ndarray,
+    clips_a_call: int,
+    device: str,
+) -> FloatArray:
+    """Embed one part by the mean over its windows, then bring it to length 1: (E,)."""
+    requests = [ClipRequest(index, tuple(map(int, window)), augment=False, seed=0) for window in positions]
+    total = None
+    for at in range(0, len(requests), clips_a_call):
+        batch = dataset.make_batch(requests[at : at + clips_a_call])
+        known = batch.camid < header.spec.num_cameras
+        camid = torch.where(known, batch.camid, -1).to(device)
+        feature = network.embed(batch.crops.to(device), camid).float().sum(dim=0)
+        total = feature if total is None else total + feature
+    if total is None:
+        raise ValueError("embed: got a part without windows, expected at least one.")
+    return torch.nn.functional.normalize(total, dim=0).cpu().numpy()
+
+
+def _fill(
+    out: Output, ref: EmbeddingsRef, parts: tuple[TrackletPart, ...], feature: Callable[[int], FloatArray]
+) -> Stage[EmbeddingsRef]:
+    """Compute and commit the embeddings that the table lacks."""
+    where = f"encoder_digest = {tables.quote(ref.encoder_digest)}"
+    keys = ("tracklet_id", "first_frame", "last_frame")
+    table = tables.read(ref.table, keys, where)
+    have = set(zip(*(table[k].to_pylist() for k in keys), strict=True))
+    todo = [i for i, part in enumerate(parts) if part.unit not in have]
+    for begin in range(0, len(todo), _COMMIT_PARTS):
+        some = todo[begin : begin + _COMMIT_PARTS]
+        vectors = []
+        for i in some:
+            vectors.append(feature(i))
+            yield Progress(f"embed {ref.encoder}", begin + len(vectors), len(todo), "parts")
+        tables.upsert(out.store, "embeddings", _rows(ref, [parts[i] for i in some], np.stack(vectors)))
+    table_ref = tables.current(out.store, "embeddings")
+    done = EmbeddingsRef(table_ref, ref.encoder_digest, ref.encoder, ref.checkpoint_sha)
+    return Outcome(done, {"embedded": len(todo), "already_there": len(parts) - len(todo)})
+
+
+def _rows(ref: EmbeddingsRef, parts: list[TrackletPart], vectors: FloatArray) -> pa.Table:
+    n = len(parts)
+    return pa.table(
+        [
+            pa.array([ref.encoder_digest] * n),
+            pa.array([part.tracklet_id for part in parts]),
+            pa.array([part.first_frame for part in parts], pa.int64()),
+            pa.array([part.last_frame for part in parts], pa.int64()),
+            pa.array([ref.checkpoint_sha] * n),
+            pa.array([ref.encoder] * n),
+            tables.vectors_column(vectors.astype(np.float32)),
+        ],
+        schema=TABLES["embeddings"],
+    )
+
+
+def read_embeddings(ref: EmbeddingsRef, parts: tuple[TrackletPart, ...]) -> FloatArray:
+    """Read the embeddings of the given parts, in their order: (N, E) float32.
+
+    Raises:
+        TooLittleDataError: a part has none.
+    """
+    table = tables.read(ref.table, ["feature"], f"encoder_digest = {tables.quote(ref.encoder_digest)}")
+    units: Iterator[tuple[str, int, int]] = zip(
+        *(table[k].to_pylist() for k in ("tracklet_id", "first_frame", "last_frame")), strict=True
+    )
+    row_of = {unit: i for i, unit in enumerate(units)}
+    missing = [part.unit for part in parts if part.unit not in row_of]
+    if missing:
+        raise TooLittleDataError(
+            f"{ref.table.uri} version {ref.table.version}: found no embedding by {ref.encoder} of {len(missing)} of "
+            f"{len(parts)} parts, the first {missing[0]}. Run the stage `embed` for this snapshot first."
+        )
+    return tables.vectors_array(table["feature"])[[row_of[part.unit] for part in parts]]

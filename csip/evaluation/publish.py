@@ -1,0 +1,137 @@
+"""Stage `publish`: the tracklets of a build become a data set with a protocol, visible under one name."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow.compute as pc
+
+from csip import tables
+from csip.config import ExtractConfig, digest, to_plain
+from csip.errors import TooLittleDataError
+from csip.evaluation.protocol import SELF_LABELLED, self_labelled_split
+from csip.tables import RunRecord, quote
+from csip.types import ExtractedVideo, IntArray, Outcome, Output, Progress, Snapshot, Stage, VideoList
+
+_PINNED = ("videos", "detections", "tracklets", "crops", "skeletons", "splits")
+
+
+def publish(
+    out: Output, videos: VideoList, extracted: tuple[tuple[ExtractedVideo, ...], ...], config: ExtractConfig
+) -> Stage[Snapshot]:
+    """Cut the tracklets of the listed videos into parts, deal them out, and publish all of it as one snapshot.
+
+    The snapshot's name follows from its content: the same videos, cameras and settings give the same name, and a
+    snapshot of that name that is published already is given back as it is. Too few people for a protocol publish a
+    snapshot without splits, which `train-csip` will refuse.
+
+    Args:
+        out: the store.
+        videos: of the build.
+        extracted: what its extraction left, batch by batch; the store is what counts.
+        config: the build's settings.
+
+    Raises:
+        TooLittleDataError: not one tracklet was found in any video.
+    """
+    yield Progress("publish", 0, 1, "snapshots")
+    runs = _finished(out.store, videos, extracted)
+    left_out = [video.path for video in videos.videos if video.video_sha not in runs]
+    members = [(v.video_sha, v.camera) for v in videos.videos if v.video_sha in runs]
+    content = digest(sorted(members), videos.track_digest, config.split)
+    name = f"{config.dataset}-{content[:8]}"
+    counts = _count(runs, left_out)
+    if not counts["tracklets"]:
+        raise TooLittleDataError(
+            f"Found no tracklet in {len(members)} videos ({counts['frames']} frames, {counts['detections']} "
+            f"detections, dropped: {counts['dropped']}), expected people in view for at least "
+            f"{config.track.min_frames} frames. Try a larger detect.image_size, or a lower track.min_frames."
+        )
+    known = {row["name"]: row for row in tables.read(tables.current(out.store, "snapshots"), ["digest"]).to_pylist()}
+    if known.get(name, {}).get("digest") != content:
+        counts |= _write_splits(out.store, name, dict(members), videos.track_digest, config)
+        versions = {table: tables.current(out.store, table).version for table in _PINNED}
+        snapshot = Snapshot(name, out.store, versions, content)
+        tables.publish(snapshot, config=to_plain(config), counts=counts, videos=[sha for sha, _ in members])
+    row = tables.snapshot_row(out.store, name)
+    yield Progress("publish", 1, 1, "snapshots")
+    return Outcome(tables.open_snapshot(out.store, name), row["counts"])
+
+
+def _finished(store: str, videos: VideoList, extracted: tuple[tuple[ExtractedVideo, ...], ...]) -> dict[str, RunRecord]:
+    """Map the video_sha of every listed video that is extracted to the run that did it."""
+    wanted = {video.video_sha for video in videos.videos}
+    just_now = {one.run_id for batch in extracted for one in batch}
+    runs = tables.find_runs(store, "stage = 'track_video'")
+    own = [run for run in runs if run.outputs["track_digest"] == videos.track_digest or run.run_id in just_now]
+    return {run.outputs["video_sha"]: run for run in own if run.outputs["video_sha"] in wanted}
+
+
+def _count(runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]:
+    dropped: Counter[str] = Counter()
+    for run in runs.values():
+        dropped.update(run.counts["dropped"])
+    total = {n: sum(run.counts[n] for run in runs.values()) for n in ("frames", "detections", "tracklets", "crops")}
+    weighted = sum(run.counts["keypoint_confidence"] * run.counts["crops"] for run in runs.values())
+    return {
+        "videos": len(runs),
+        "videos_left_out": len(left_out),
+        **total,
+        "keypoint_confidence": round(weighted / max(total["crops"], 1), 4),
+        "dropped": dict(sorted(dropped.items())),
+    }
+
+
+def _write_splits(
+    store: str, name: str, camera_of: dict[str, str], track_digest: str, config: ExtractConfig
+) -> dict[str, object]:
+    """Write the parts and roles of a snapshot's people; return how many there are of each."""
+    camid = {camera: i for i, camera in enumerate(sorted(set(camera_of.values())))}
+    where = f"track_digest = {quote(track_digest)}"
+    table = tables.read(tables.current(store, "tracklets"), ["video_sha"], where)
+    video_of = dict(zip(table["tracklet_id"].to_pylist(), table["video_sha"].to_pylist(), strict=True))
+    members = {tracklet: camera_of[sha] for tracklet, sha in video_of.items() if sha in camera_of}
+    times = _read_times(store, set(members))
+    try:
+        split = self_labelled_split(
+            [(tracklet, *times[tracklet], camid[camera]) for tracklet, camera in sorted(members.items())], config.split
+        )
+    except TooLittleDataError as error:
+        return {"cameras": len(camid), "train_people": 0, "test_people": 0, "no_protocol": str(error)}
+    rows = [
+        {
+            "dataset": name,
+            "protocol": SELF_LABELLED,
+            "split": "0",
+            "tracklet_id": part.tracklet_id,
+            "first_frame": part.first_frame,
+            "last_frame": part.last_frame,
+            "role": role,
+            "pid": part.pid,
+            "camid": part.camid,
+            "camera": members[part.tracklet_id],
+        }
+        for part, role in split.rows
+    ]
+    tables.upsert(store, "splits", tables.from_rows("splits", rows), replace=f"dataset = {quote(name)}")
+    parts = Counter(role for _, role in split.rows)
+    return {
+        "cameras": len(camid),
+        "train_people": split.num_train_people,
+        "test_people": split.num_test_people,
+        **{f"{role}_parts": parts[role] for role in ("train", "query", "gallery")},
+        "left_out_of_protocol": dict(split.left_out),
+    }
+
+
+def _read_times(store: str, tracklets: set[str]) -> dict[str, tuple[IntArray, np.ndarray]]:
+    """Read when each crop of the given tracklets was taken: tracklet_id -> frame_index (T,), seconds (T,)."""
+    table = tables.read(tables.current(store, "crops"), ["time"])
+    ids = table["tracklet_id"].combine_chunks()
+    frame = np.asarray(table["frame_index"], dtype=np.int64)
+    seconds = np.asarray(table["time"], dtype=np.float64)
+    runs = pc.run_end_encode(ids)
+    ends = np.asarray(runs.run_ends)
+    spans = zip(runs.values.to_pylist(), np.concatenate([[0], ends[:-1]]), ends, strict=True)
+    return {name: (frame[a:b], seconds[a:b]) for name, a, b in spans if name in tracklets}

@@ -1,0 +1,276 @@
+"""Stage `write_report`: gather a run's figures, people and lineage from the tables, and write the page."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from csip import tables
+from csip.config import Experiment, digest, from_plain
+from csip.data.clips import joint_layout
+from csip.evaluation.charts import Curve
+from csip.evaluation.drawing import clip_box
+from csip.evaluation.metrics import rank_gallery
+from csip.evaluation.page import (
+    Artifact,
+    CountRow,
+    Crop,
+    LineageStep,
+    LossChart,
+    RankedItem,
+    RankedQuery,
+    Report,
+    ScoreRow,
+    TableRow,
+    TrackletStrip,
+)
+from csip.evaluation.protocol import LABEL
+from csip.evaluation.report import render
+from csip.evaluation.score import rank
+from csip.joints import JointLayout
+from csip.lineage import History, Node, flatten
+from csip.tables import RunRecord, quote
+from csip.types import (
+    EmbeddingsRef,
+    FileRef,
+    FloatArray,
+    Outcome,
+    Output,
+    Progress,
+    ResultsRef,
+    Snapshot,
+    Stage,
+    TrackletPart,
+)
+
+_NAMES = {"trained": "trained", "untrained": "untrained encoder", "hsv-histogram": "HSV colour histogram"}
+_TERMS = ("loss", "identity", "triplet", "prototype", "frame")
+
+
+def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experiment: Experiment) -> Stage[FileRef]:
+    """Write one self-contained HTML file about an evaluation.
+
+    Args:
+        out: the store; the page goes into its folder `reports`.
+        results: of the evaluation.
+        snapshot: it was made on.
+        experiment: the recipe; its report section says how much is shown.
+    """
+    yield Progress("write_report", 0, 3, "sections")
+    history = History(out.store)
+    root = history.find(results.run_id)
+    rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
+    asked = root.made_by.inputs["embeddings"] if root.made_by else []
+    encoders: tuple[EmbeddingsRef, ...] = from_plain(tuple[EmbeddingsRef, ...], asked)
+    layout = joint_layout(snapshot)
+    album = _Album(snapshot, layout)
+    yield Progress("write_report", 1, 3, "sections")
+    strips = tuple(_strips(album, snapshot, experiment))
+    yield Progress("write_report", 2, 3, "sections")
+    report = Report(
+        dataset=experiment.extract.dataset,
+        snapshot=snapshot.name,
+        recipe=experiment.name,
+        created=tables.now(),
+        label=LABEL,
+        protocol=rows[0]["described"],
+        ranks=experiment.evaluate.ranks,
+        scores=tuple(_scores(rows, encoders)),
+        losses=tuple(_losses(out.store, root)),
+        counts=tuple(_counts(tables.snapshot_row(out.store, snapshot.name)["counts"])),
+        tracklets=strips,
+        queries=tuple(_queries(album, encoders[0], snapshot, experiment)),
+        lineage=tuple(_steps(root)),
+        tables=tuple(_table_rows(snapshot)),
+        lineage_command=f"csip lineage {results.run_id} --store {out.store}",
+        layout=layout,
+        joint_confidence=experiment.clip.joint_confidence,
+    )
+    content = render(report).encode()
+    path = Path(out.store) / "reports" / f"{snapshot.name}-{results.run_id}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    yield Progress("write_report", 3, 3, "sections")
+    counts = {"bytes": len(content), "tracklets_shown": len(strips)}
+    return Outcome(FileRef(str(path), hashlib.sha256(content).hexdigest()), counts)
+
+
+class _Album:
+    """Finds single crops and their skeletons in a snapshot."""
+
+    def __init__(self, snapshot: Snapshot, layout: JointLayout) -> None:
+        self._crops = tables.Rows(tables.pinned(snapshot, "crops"))
+        self._skeletons = tables.Rows(tables.pinned(snapshot, "skeletons"))
+        self._layout = layout
+        size = {
+            row["video_sha"]: (row["width"], row["height"])
+            for row in tables.read(tables.pinned(snapshot, "videos"), ["width", "height"]).to_pylist()
+        }
+        owners = tables.read(tables.pinned(snapshot, "tracklets"), ["video_sha"]).to_pylist()
+        self._frame_size = {row["tracklet_id"]: size[row["video_sha"]] for row in owners}
+        keys = self._crops.keys()
+        self._frames: dict[str, list[tuple[int, int]]] = {}
+        for tracklet, frame, row in zip(
+            keys["tracklet_id"].to_pylist(), keys["frame_index"].to_pylist(), keys["row"].to_pylist(), strict=True
+        ):
+            self._frames.setdefault(tracklet, []).append((frame, row))
+        poses = self._skeletons.keys()
+        pairs = zip(poses["tracklet_id"].to_pylist(), poses["frame_index"].to_pylist(), strict=True)
+        self._pose_row = dict(zip(pairs, poses["row"].to_pylist(), strict=True))
+
+    def crops(self, tracklet: str, count: int, first: int = 0, last: int = 2**62) -> tuple[Crop, ...]:
+        """Pick `count` crops of a tracklet, evenly spread over its frames first..last."""
+        frames = [(f, row) for f, row in self._frames[tracklet] if first <= f <= last]
+        at = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
+        chosen = [frames[i] for i in at]
+        table = self._crops.take(np.array([row for _, row in chosen]), ["image", "box"])
+        boxes = [clip_box(box, *self._frame_size[tracklet]) for box in tables.boxes_array(table["box"])]
+        poses = [self._pose(tracklet, frame) for frame, _ in chosen]
+        images = table["image"].to_pylist()
+        return tuple(
+            Crop(image, frame, box, pose)
+            for image, (frame, _), box, pose in zip(images, chosen, boxes, poses, strict=True)
+        )
+
+    def _pose(self, tracklet: str, frame: int) -> FloatArray | None:
+        row = self._pose_row.get((tracklet, frame))
+        if row is None or self._layout.third != "confidence":  # a 3D skeleton has no place on the picture
+            return None
+        table = self._skeletons.take(np.array([row]), ["keypoints"])
+        pose: FloatArray = tables.keypoints_array(table["keypoints"], len(self._layout.joints))[0]
+        return pose
+
+
+def _scores(rows: Sequence[Mapping[str, Any]], encoders: tuple[EmbeddingsRef, ...]) -> Iterator[ScoreRow]:
+    for ref in encoders:
+        value = {row["name"]: row["value"] for row in rows if row["encoder"] == ref.encoder}
+        yield ScoreRow(
+            name=_NAMES.get(ref.encoder, ref.encoder),
+            mean_ap=value["mean_ap"],
+            cmc=tuple(value[name] for name in sorted(value) if name.startswith("cmc-")),
+            num_queries=int(value["num_queries"]),
+            num_valid_queries=int(value["num_valid_queries"]),
+            is_main=ref.encoder == "trained",
+        )
+
+
+def _losses(store: str, root: Node) -> Iterator[LossChart]:
+    for run in _runs(root):
+        table = tables.read(tables.current(store, "metrics"), where=f"run_id = {quote(run.run_id)}")
+        curves = []
+        for term in _TERMS:
+            own = table.filter(pc.equal(table["name"], term)).sort_by("step")
+            if len(own):
+                curves.append(Curve(term, own["step"].to_pylist(), own["value"].to_pylist()))
+        if curves:
+            yield LossChart(run.stage, "epoch", "loss (nats; triplet: feature distance)", tuple(curves))
+
+
+def _runs(root: Node) -> list[RunRecord]:
+    """List the runs behind a thing, each once, oldest first."""
+    runs = {node.made_by.run_id: node.made_by for node in flatten(root) if node.made_by is not None}
+    return sorted(runs.values(), key=lambda run: (run.started, run.run_id))
+
+
+def _counts(counts: Mapping[str, Any]) -> Iterator[CountRow]:
+    """Lay a snapshot's counts out; what was left out is marked as such, whatever its name."""
+    for name, value in counts.items():
+        if isinstance(value, Mapping):
+            for reason, number in value.items():
+                yield CountRow(reason, int(number), name.replace("_", " "), is_left_out=True)
+        elif isinstance(value, int):
+            yield CountRow(name.replace("_", " "), value, is_left_out=name.endswith("left_out"))
+
+
+def _strips(album: _Album, snapshot: Snapshot, experiment: Experiment) -> Iterator[TrackletStrip]:
+    """Show evenly spread tracklets of the snapshot's people, train and test, in the order of their names."""
+    splits = tables.read(
+        tables.pinned(snapshot, "splits"), ["role", "camera"], f"dataset = {quote(snapshot.name)}"
+    ).to_pylist()
+    camera = {row["tracklet_id"]: row["camera"] for row in splits}
+    train = {row["tracklet_id"] for row in splits if row["role"] == "train"}
+    facts = {r["tracklet_id"]: r for r in tables.read(tables.pinned(snapshot, "tracklets")).to_pylist()}
+    names = sorted(camera)
+    for name in _spread(names, experiment.report.contact_tracklets):
+        yield TrackletStrip(
+            tracklet_id=name,
+            camera=camera[name],
+            num_frames=facts[name]["num_frames"],
+            keypoint_confidence=facts[name]["keypoint_confidence"],
+            crops=album.crops(name, experiment.report.contact_frames),
+            role="train" if name in train else "query and gallery",
+        )
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    if not items:
+        return []
+    at = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
+    return [items[int(i)] for i in at]
+
+
+def _queries(
+    album: _Album, encoder: EmbeddingsRef, snapshot: Snapshot, experiment: Experiment
+) -> Iterator[RankedQuery]:
+    ranking = rank(encoder, snapshot, experiment.evaluate)
+    query_pid, query_camid, gallery_pid, gallery_camid = ranking.ids()
+    for q in _spread(range(len(ranking.query)), experiment.report.queries):
+        order, match = rank_gallery(
+            ranking.distance[q],
+            int(query_pid[q]),
+            int(query_camid[q]),
+            gallery_pid,
+            gallery_camid,
+            top=experiment.report.gallery,
+            exclude_same_camera=experiment.evaluate.exclude_same_camera,
+            own=ranking.own[q],
+        )
+        items = tuple(
+            RankedItem(*_show(album, ranking.gallery[int(g)]), float(ranking.distance[q, g]), bool(right))
+            for g, right in zip(order, match, strict=True)
+        )
+        crop, name = _show(album, ranking.query[q])
+        yield RankedQuery(crop, name, items)
+
+
+def _show(album: _Album, part: TrackletPart) -> tuple[Crop, str]:
+    crops = album.crops(part.tracklet_id, 3, part.first_frame, part.last_frame)
+    return crops[len(crops) // 2], f"person {part.pid}, frames {part.first_frame}-{part.last_frame}"
+
+
+def _steps(root: Node) -> Iterator[LineageStep]:
+    nodes = flatten(root)
+    for run in _runs(root):
+        made = [node for node in nodes if node.made_by is not None and node.made_by.run_id == run.run_id]
+        inputs = {(s.kind, s.name): s for node in made for s in node.sources}
+        yield LineageStep(
+            stage=run.stage,
+            run_id=run.run_id,
+            inputs=tuple(_artifact(node) for node in inputs.values()),
+            outputs=tuple(_artifact(node) for node in made),
+            config_digest=digest(run.config),
+            git_commit=run.git_commit,
+            seconds=run.seconds,
+            device=run.device,
+        )
+
+
+def _artifact(node: Node) -> Artifact:
+    if node.kind == "table":
+        name, _, version = node.name.partition("@")
+        return Artifact(name, f"@{version}")
+    if node.kind == "video":
+        return Artifact(Path(str(node.facts.get("path", "video"))).name, "", node.name)
+    if node.kind in ("checkpoint", "embeddings", "file"):
+        return Artifact(str(node.facts.get("encoder", node.kind)), str(node.facts.get("table", "")), node.name)
+    return Artifact(f"{node.kind} {node.name}")
+
+
+def _table_rows(snapshot: Snapshot) -> Iterator[TableRow]:
+    for name, version in snapshot.tables.items():
+        yield TableRow(name, version, tables.count(tables.pinned(snapshot, name)))

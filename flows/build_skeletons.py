@@ -1,0 +1,40 @@
+"""Flow "build-skeletons": videos to a published snapshot of tracklets, crops and skeletons."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from csip.config import ExtractConfig, RuntimeConfig
+from csip.evaluation.publish import publish
+from csip.ingest.extract import extract_videos
+from csip.ingest.sources import list_videos
+from csip.types import Snapshot
+from flows.stage import stage
+
+list_videos_task = stage(list_videos, process=False, cached=False)
+extract_videos_task = stage(extract_videos, process=True, cached=False)
+publish_task = stage(publish, process=False, cached=False)
+
+
+# One pose model at a time: the batches of a build share the machine's device.
+@flow(name="build-skeletons", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
+def build_skeletons(
+    sources: tuple[str, ...],
+    store: str,
+    camera: str = "",
+    config: ExtractConfig = ExtractConfig(),  # noqa: B008 (frozen)
+    runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (frozen)
+) -> Snapshot:
+    """Decode, find and track people, cache crops and skeletons; videos already done are not done again.
+
+    Args:
+        sources: videos, folders of videos, or .csv manifests with the columns path and camera.
+        store: the folder of the store's tables.
+        camera: the one camera that took all of them; empty: every file is a camera of its own.
+        config: what changes the rows.
+        runtime: what only changes how fast they come.
+    """
+    videos = list_videos_task(store, sources, camera, config, runtime)
+    extracted = [extract_videos_task.submit(store, batch, config, runtime) for batch in videos.batches]
+    return publish_task(store, videos, tuple(future.result() for future in extracted), config)

@@ -1,0 +1,56 @@
+"""Progress records to where people look: the terminal, the Prefect UI, or the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from csip.types import Progress
+
+Listener = Callable[[Progress], None]
+
+LISTENER: ContextVar[Listener | None] = ContextVar("csip_progress_listener", default=None)
+"""Who else hears of progress in this process: the command line sets it around a flow."""
+
+_SECONDS_BETWEEN_UPDATES = 2.0
+
+
+class Reporter:
+    """Passes a task's progress on: to the listener at once, to a Prefect progress artifact every two seconds."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self._artifact: UUID | None = None
+        self._sent = float("-inf")
+
+    def __call__(self, record: Progress) -> None:
+        """Pass one record on."""
+        listener = LISTENER.get()
+        if listener is not None:
+            listener(record)
+        if time.monotonic() - self._sent < _SECONDS_BETWEEN_UPDATES or not record.total:
+            return
+        self._sent = time.monotonic()
+        self._send(100 * record.done / record.total, _describe(record))
+
+    def finish(self) -> None:
+        """Fill the bar."""
+        if self._artifact is not None:
+            self._send(100.0, "done")
+
+    def _send(self, percent: float, text: str) -> None:
+        if self._artifact is None:
+            # An artifact's key has lower-case letters, digits and dashes only.
+            made = create_progress_artifact(percent, key=self._task.replace("_", "-"), description=text)
+            self._artifact = made if isinstance(made, UUID) else None
+        else:
+            update_progress_artifact(self._artifact, percent, description=text)
+
+
+def _describe(record: Progress) -> str:
+    values = ", ".join(f"{name} {value:.4g}" for name, value in record.values.items())
+    return f"{record.stage}: {record.done} of {record.total} {record.unit}" + (f" ({values})" if values else "")

@@ -1,0 +1,219 @@
+"""stage(): a library function becomes a recorded Prefect task, cached where that is safe. The only cache policy.
+
+A stage is keyed on its inputs (references and config sections, never `runtime`) and on the source that its function
+reaches by import inside this repository; `csip.config` is left out, since its values arrive as inputs. What is done is
+what the store's `runs` table says and whose outputs still open: Prefect's own cache would not see an edited helper or
+a vanished table. Extraction is not cached here: it keeps its own account, video by video (`csip.ingest.records`),
+because a refactor must not re-extract years of video.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_args, get_type_hints
+
+from prefect import Task, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from csip import errors, tables
+from csip.config import RuntimeConfig, digest, from_plain, to_plain
+from csip.device import resolve_device
+from csip.lineage import git_commit, source_digest
+from csip.tables import RunRecord
+from csip.types import Output, Stage, TableRef
+from flows.child import call, run_stage
+from flows.progress import Reporter
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def stage(
+    function: Callable[Concatenate[Output, P], Stage[T]], *, process: bool, cached: bool
+) -> Task[Concatenate[str, P], T]:
+    """Make a Prefect task of a stage function; the task takes the store's folder in place of the function's `out`.
+
+    Args:
+        function: a generator of `Progress` that returns an `Outcome`.
+        process: run it in a child process with a deadline; else in the flow's own.
+        cached: give back a finished run with the same key instead of running it again.
+    """
+    name = function.__name__
+    signature = inspect.signature(function)
+    parameters = [
+        inspect.Parameter("store", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+        *list(signature.parameters.values())[1:],
+    ]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        bound = run.__signature__.bind(*args, **kwargs)  # type: ignore[attr-defined]
+        bound.apply_defaults()
+        given = {key: to_plain(value) for key, value in bound.arguments.items()}
+        return _run(function, given.pop("store"), given, process=process, cached=cached)
+
+    run.__name__ = name
+    run.__doc__ = function.__doc__
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    made = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(run)
+    return cast("Task[Concatenate[str, P], T]", made)
+
+
+def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cached: bool) -> Any:
+    name, module = function.__name__, function.__module__
+    runtime: RuntimeConfig = from_plain(RuntimeConfig, given.get("runtime", {}))
+    inputs = {key: value for key, value in given.items() if key != "runtime"}
+    source = source_digest(module)
+    key = digest(name, inputs, source)
+    kind = get_args(get_type_hints(function)["return"])[2]
+    logger = get_run_logger()
+    tables.prepare_store(store)
+    known = tables.find_run(store, key) if cached else None
+    if known is not None and _still_there(known.outputs):
+        logger.info("%s: nothing to do, run %s has done it.", name, known.run_id)
+        value = from_plain(kind, {"value": known.outputs}).value
+        return Completed(name="Cached", message=f"Done by run {known.run_id}.", data=value)
+    out = Output(store, uuid.uuid4().hex[:12])
+    reporter = Reporter(name)
+    started, begun = tables.now(), time.monotonic()
+    if process:
+        outcome = from_plain(kind, _run_child(f"{module}:{name}", out, given, runtime.stall_seconds, reporter, logger))
+    else:
+        outcome = run_stage(call(function, given | {"out": to_plain(out)}), out, name, reporter)
+    reporter.finish()
+    tables.record_run(
+        store,
+        RunRecord(
+            run_id=out.run_id,
+            stage=name,
+            key=key,
+            inputs={k: v for k, v in inputs.items() if _is_reference(v)},
+            outputs=to_plain(outcome)["value"],
+            config={k: v for k, v in inputs.items() if not _is_reference(v)},
+            counts=to_plain(outcome)["counts"],
+            weights=dict(outcome.weights),
+            source_digest=source,
+            git_commit=git_commit(),
+            device=resolve_device(runtime.device) if "runtime" in given else "cpu",
+            started=started,
+            seconds=round(time.monotonic() - begun, 3),
+        ),
+    )
+    return outcome.value
+
+
+def _is_reference(value: Any) -> bool:
+    """Tell references from config sections and numbers: they, and lists of them, carry a digest, path or version."""
+    if isinstance(value, list):
+        return bool(value) and all(_is_reference(one) for one in value)
+    marks = {"sha256", "version", "tables", "encoder_digest", "run_id", "video_sha", "videos"}
+    return isinstance(value, dict) and bool(marks & set(value))
+
+
+def _still_there(outputs: Any) -> bool:
+    """Tell whether every table version and file among a run's outputs can still be opened."""
+    if isinstance(outputs, list):
+        return all(_still_there(one) for one in outputs)
+    if not isinstance(outputs, dict):
+        return True
+    if set(outputs) == {"uri", "version"}:
+        return tables.exists(TableRef(**outputs))
+    if set(outputs) == {"path", "sha256"}:
+        return Path(outputs["path"]).is_file()
+    return all(_still_there(one) for one in outputs.values())
+
+
+def _run_child(
+    function: str, out: Output, given: dict[str, Any], stall: float, reporter: Reporter, logger: Any
+) -> dict[str, Any]:
+    """Run a stage in a child process; kill it when it reports nothing for `stall` seconds.
+
+    Raises:
+        CsipError: of the kind and with the message that the stage raised; `StageError` when the process died or hung.
+    """
+    from csip.types import Progress
+
+    with tempfile.TemporaryDirectory(prefix="csip-stage-") as folder:
+        manifest = Path(folder) / "manifest.json"
+        request = {"function": function, "arguments": given, "out": to_plain(out), "manifest": str(manifest)}
+        child = subprocess.Popen(
+            [sys.executable, "-m", "flows.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        lines: queue.Queue[str | None] = queue.Queue()
+        tail: deque[str] = deque(maxlen=40)
+        readers = [
+            threading.Thread(target=_pump, args=(child.stdout, lines.put), daemon=True),
+            threading.Thread(target=_pump, args=(child.stderr, _log_to(logger, tail)), daemon=True),
+        ]
+        try:
+            for reader in readers:
+                reader.start()
+            if child.stdin is not None:
+                child.stdin.write(json.dumps(request) + "\n")
+                child.stdin.flush()
+            while (line := lines.get(timeout=stall)) is not None:
+                reporter(from_plain(Progress, json.loads(line)))
+            child.wait(timeout=stall)
+        except (queue.Empty, subprocess.TimeoutExpired):
+            raise errors.StageError(
+                f"Stage {function}: its process (pid {child.pid}) reported nothing for {stall:g} s and was killed. "
+                "Expected progress; run the same command again, which goes on from what is committed, or raise "
+                "runtime.stall_seconds."
+            ) from None
+        finally:
+            child.kill()
+            child.wait()
+            for reader in readers:
+                reader.join(timeout=5)
+        return _read_manifest(function, manifest, child.returncode, tail)
+
+
+def _pump(stream: Any, put: Callable[[Any], None]) -> None:
+    for line in stream:
+        put(line)
+    put(None)
+
+
+def _log_to(logger: Any, tail: deque[str]) -> Callable[[str | None], None]:
+    levels = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.ERROR}
+
+    def put(line: str | None) -> None:
+        if line is not None and line.strip():
+            tail.append(line.rstrip())
+            logger.log(levels.get(line.partition(" ")[0], logging.INFO), "%s", line.rstrip())
+
+    return put
+
+
+def _read_manifest(function: str, manifest: Path, code: int, tail: deque[str]) -> dict[str, Any]:
+    if not manifest.is_file():
+        told = "\n  ".join(tail) or "nothing"
+        raise errors.StageError(
+            f"Stage {function}: its process ended with code {code} and left no result. Its last words:\n  {told}\n"
+            "Committed rows are kept; run the same command again once the cause is mended."
+        )
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    if "error" in content:
+        kind = getattr(errors, content["error"], None)
+        raise (kind or ValueError)(content["message"])
+    return cast("dict[str, Any]", content["outcome"])

@@ -1,0 +1,51 @@
+"""Flow "train-csip": a snapshot to a trained network, its scores beside two baselines, and a report."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from csip.config import Experiment
+from csip.evaluation.embed import embed, embed_histogram
+from csip.evaluation.score import evaluate
+from csip.evaluation.write_report import write_report
+from csip.tables import open_snapshot
+from csip.training.features import cache_features
+from csip.training.pretrain import initialise, pretrain_visual
+from csip.training.stage1 import stage1
+from csip.training.stage2 import stage2
+from csip.types import FileRef
+from flows.stage import stage
+
+initialise_task = stage(initialise, process=False, cached=True)
+pretrain_visual_task = stage(pretrain_visual, process=True, cached=True)
+cache_features_task = stage(cache_features, process=True, cached=True)
+stage1_task = stage(stage1, process=True, cached=True)
+stage2_task = stage(stage2, process=True, cached=True)
+embed_task = stage(embed, process=True, cached=True)
+embed_histogram_task = stage(embed_histogram, process=False, cached=True)
+evaluate_task = stage(evaluate, process=False, cached=True)
+write_report_task = stage(write_report, process=False, cached=True)
+
+
+@flow(name="train-csip")
+def train_csip(snapshot: str, store: str, experiment: Experiment) -> FileRef:
+    """Pretrain where the recipe asks for it, run stage 1 and stage 2, embed, score, and write the report.
+
+    Args:
+        snapshot: name of a published snapshot.
+        store: the folder of the store's tables.
+        experiment: the recipe.
+    """
+    e, data = experiment, open_snapshot(store, snapshot)
+    untrained = initialise_task(store, data, e.clip, e.model, e.seed)
+    seeing = untrained
+    if e.pretrain.epochs:
+        seeing = pretrain_visual_task(store, untrained, data, e.clip, e.pretrain, e.seed, e.runtime)
+    features = cache_features_task(store, seeing, data, e.clip, e.runtime)
+    aligned = stage1_task(store, seeing, features, data, e.clip, e.stage1, e.seed, e.runtime)
+    trained = stage2_task(store, aligned, features, data, e.clip, e.stage2, e.seed, e.runtime)
+    before = embed_task(store, untrained, data, e.clip, e.embed, "untrained", e.runtime)
+    after = embed_task(store, trained, data, e.clip, e.embed, "trained", e.runtime)
+    colour = embed_histogram_task(store, data, e.clip, e.embed)
+    results = evaluate_task(store, (after, before, colour), data, e.evaluate)
+    return write_report_task(store, results, data, e)

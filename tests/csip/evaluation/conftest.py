@@ -1,0 +1,135 @@
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from csip.config import EvaluateConfig
+from csip.evaluation.charts import Curve
+from csip.evaluation.page import (
+    Artifact,
+    CountRow,
+    Crop,
+    LineageStep,
+    LossChart,
+    RankedItem,
+    RankedQuery,
+    Report,
+    ScoreRow,
+    TableRow,
+    TrackletStrip,
+)
+from csip.evaluation.protocol import LABEL, SELF_LABELLED, describe
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# A person standing straight in a box of 40 x 100 pixels: x and y of COCO-17, from the nose to the ankles.
+STANDING = (
+    *((20, 10), (22, 8), (18, 8), (24, 9), (16, 9), (28, 22), (12, 22), (31, 36), (9, 36), (32, 50), (8, 50)),
+    *((25, 52), (15, 52), (25, 72), (15, 72), (25, 94), (15, 94)),
+)
+
+
+@pytest.fixture
+def jpeg():
+    """Encode (H, W, 3) uint8 as a JPEG."""
+
+    def encode(pixels):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="JPEG", quality=95)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def box():
+    """Where the standing person's box lies in its frame."""
+    return np.array([300, 200, 340, 300], dtype=np.float32)
+
+
+@pytest.fixture
+def keypoints(box):
+    """The standing person in frame pixels, every joint of confidence 0.9."""
+    points = np.array(STANDING, dtype=np.float32) + box[:2]
+    return np.concatenate([points, np.full((17, 1), 0.9, dtype=np.float32)], axis=1)
+
+
+@pytest.fixture
+def sample_report(jpeg, box, keypoints):
+    """A report in which every part is filled."""
+
+    def crop(shade, with_skeleton=True):
+        pixels = np.full((100, 40, 3), shade, dtype=np.uint8)
+        pixels[20:55, 8:32] = (200 - shade, shade, 120)
+        return Crop(jpeg(pixels), 7, box, keypoints if with_skeleton else None)
+
+    items = tuple(RankedItem(crop(40 * i, False), f"person {i}, frames 4-9", 0.25 * i, i != 1) for i in range(4))
+    step = LineageStep(
+        stage="evaluate",
+        run_id="run-" + "7" * 20,
+        inputs=(Artifact("street.avi", "", "a1" * 32), Artifact("crops", "@4")),
+        outputs=(Artifact("mAP", "62.5 %"),),
+        config_digest="c0" * 32,
+        git_commit="f3" * 20 + "+",
+        seconds=83.4,
+        device="cpu",
+    )
+    return Report(
+        dataset="street",
+        snapshot="street-2",
+        recipe="demo",
+        created="2026-01-14 10:22 UTC",
+        label=LABEL,
+        protocol=describe(EvaluateConfig(exclude_same_camera=False), SELF_LABELLED),
+        ranks=(1, 5, 20),
+        scores=(
+            ScoreRow("trained", 0.625, (0.5, 0.75, 1.0), 5, 4, is_main=True),
+            ScoreRow("untrained encoder", 0.25, (0.0, 0.25, 0.5), 5, 4),
+            ScoreRow("HSV colour histogram", 0.375, (0.25, 0.5, 0.75), 5, 4),
+        ),
+        losses=(
+            LossChart("Stage 1", "epoch", "loss (nats)", (Curve("both", (1, 2, 3), (3.0, 2.0, 1.5)),)),
+            LossChart("Stage 2", "epoch", "loss (nats)", (Curve("total", (), ()),)),
+        ),
+        counts=(CountRow("frames", 1234), CountRow("tracklets too short for two parts", 3, is_left_out=True)),
+        tracklets=(TrackletStrip("5e" * 12, "0", 31, 0.87, (crop(30), crop(90)), "train"),),
+        queries=(RankedQuery(crop(10, False), "person 0, frames 0-3", items),),
+        lineage=(step,),
+        tables=(TableRow("crops", 4, 3911),),
+        lineage_command="csip lineage 7777",
+    )
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """Run headless Chromium on a page, with a profile of its own; return what it wrote to standard output."""
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found is None:
+        pytest.fail(
+            f"No Chromium on this machine: looked for {', '.join(CHROMIUM)} on PATH={os.environ.get('PATH')}. "
+            "Install it (`apt-get install chromium`); this test must see the page, so it does not skip."
+        )
+
+    def run(page: Path, *options: str) -> str:
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        command = [found, *FLAGS, profile, *options, page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            pytest.fail(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+        return done.stdout
+
+    return run

@@ -1,0 +1,359 @@
+"""Every frame once, in order, at its own time, whichever decoder gives it; and plain words for what is no video."""
+
+import itertools
+import logging
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import csip
+from csip.errors import SourceError, VideoError
+from csip.ingest import video
+from csip.ingest.video import find_videos, probe, read_frames
+
+SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
+BITS = 8
+
+
+def stamp(number):
+    """A (96, 128) grey picture whose upper blocks spell `number` in binary, lowest bit first."""
+    picture = np.full((96, 128), 60, np.uint8)
+    picture[:, 64:] = 90
+    for bit in range(BITS):
+        picture[8:40, 16 * bit : 16 * bit + 16] = 235 if number >> bit & 1 else 16
+    return picture
+
+
+def read_stamp(picture):
+    blocks = [picture[24, 16 * bit + 8].mean() > 128 for bit in range(BITS)]
+    return sum(1 << bit for bit, lit in enumerate(blocks) if lit)
+
+
+def write_video(path, count=60, *, codec="libx264", form=None, ticks=None, tick=Fraction(1, 10), turn=0, options=None):
+    """Write stamped frames 0..count-1; `ticks` are their times, `turn` the counter-clockwise rotation to be shown."""
+    ticks = list(range(count)) if ticks is None else ticks
+    with av.open(str(path), "w", format=form, options=options or {}) as container:
+        x264 = {"x264-params": "keyint=12:scenecut=0"} if codec == "libx264" else {}
+        stream = container.add_stream(codec, rate=10, options=x264)
+        pictures = [np.rot90(stamp(n), -turn // 90) for n in range(count)]
+        stream.height, stream.width = pictures[0].shape
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = stream.time_base = tick
+        if turn:
+            stream.set_display_rotation(turn)
+        for n, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.stack([picture] * 3, axis=2)), format="rgb24")
+            frame.pts, frame.time_base = ticks[n], tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read_all(path, batch=16):
+    """Stamps, frame indices and times of a whole video, and the error it ended in, if any."""
+    stamps, index, time, error = [], [], [], None
+    try:
+        for frames in read_frames(path, batch=batch, threads=2):
+            stamps += [read_stamp(picture) for picture in frames.pixels]
+            index += frames.frame_index.tolist()
+            time += frames.time.tolist()
+    except VideoError as raised:
+        error = str(raised)
+    return stamps, index, time, error
+
+
+def count_decodable(path):
+    """Frames that PyAV alone gets out of a file, past its errors."""
+    count = 0
+    with av.open(str(path)) as container:
+        packets = container.demux(video=0)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return count
+                count += len(packet.decode())
+            except av.error.InvalidDataError:
+                continue
+
+
+def cut(source, target, share):
+    data = source.read_bytes()
+    target.write_bytes(data[: int(len(data) * share)])
+    return target
+
+
+def test_the_shipped_video_is_read_as_pyav_reads_it(caplog):
+    with av.open(str(SHIPPED)) as container:
+        expected = container.decode(video=0)
+        read = 0
+        for frames in read_frames(SHIPPED, batch=50, threads=2):
+            for picture, index, time in zip(frames.pixels, frames.frame_index, frames.time, strict=True):
+                other = next(expected)
+                difference = np.abs(picture.astype(np.int16) - other.to_ndarray(format="rgb24"))
+                # The two bring their own copies of the colour conversion.
+                assert difference.max() <= 2
+                assert index == read
+                assert time == pytest.approx(read / 10)
+                read += 1
+        assert next(expected, None) is None
+    assert read == 795
+    assert not caplog.records
+
+
+def test_the_shipped_video_says_what_it_is():
+    info = probe(SHIPPED)
+    assert (info.codec, info.width, info.height, info.fps, info.num_frames) == ("h264", 768, 576, 10.0, 795)
+    assert info.duration == pytest.approx(79.5)
+    notice = (SHIPPED.parent / "NOTICE.md").read_text(encoding="utf-8")
+    assert info.sha256 in notice
+    assert info.bytes == SHIPPED.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.mov", "libx265"), ("a.avi", "mpeg4"), ("a.webm", "libvpx-vp9")],
+)
+def test_decord_gives_every_frame_once_and_in_order(tmp_path, caplog, name, codec):
+    path = write_video(tmp_path / name, codec=codec)
+    stamps, index, time, error = read_all(path)
+    assert error is None
+    assert stamps == index == list(range(60))
+    assert np.diff(time) == pytest.approx(0.1)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "form", "because"),
+    [
+        ("a.ts", "libx264", None, "decord misreads mpegts files"),
+        ("a.flv", "libx264", None, "decord misreads flv files"),
+        ("a.h264", "libx264", "h264", "its packets have no times"),
+        ("a.mp4", "libsvtav1", None, "decord cannot read AV1"),
+    ],
+)
+def test_where_decord_goes_wrong_pyav_gives_every_frame(tmp_path, caplog, name, codec, form, because):
+    path = write_video(tmp_path / name, codec=codec, form=form)
+    stamps, index, time, error = read_all(path)
+    assert error is None
+    assert stamps == index == list(range(60))
+    assert np.diff(time) == pytest.approx(0.1)
+    assert [because in record.message for record in caplog.records] == [True]
+    assert probe(path).num_frames == 60
+
+
+def test_frames_hidden_by_an_edit_list_are_neither_shown_nor_missed(tmp_path, caplog):
+    # Frames before time zero: the writer keeps them in the file and lets an edit list start after them.
+    path = write_video(tmp_path / "a.mp4", ticks=[n - 14 for n in range(60)])
+    stamps, index, time, error = read_all(path)
+    assert error is None
+    assert stamps == list(range(14, 60))
+    assert index == list(range(46))
+    assert time == pytest.approx([n / 10 for n in range(46)])
+    assert "edit list" in caplog.text
+    assert probe(path).num_frames == 46
+
+
+def test_a_stream_joined_midway_starts_at_its_first_key_frame(tmp_path):
+    whole = write_video(tmp_path / "whole.ts", count=120)
+    with av.open(str(whole)) as container:
+        at = [packet.pos for packet in container.demux(video=0) if packet.size]
+    # Key frames are 0, 12, 24, ...; the cut lies after 15's packet starts.
+    data = whole.read_bytes()[at[15] // 188 * 188 :]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(data)
+    stamps, index, _, error = read_all(joined)
+    assert error is None
+    assert stamps == list(range(24, 120))
+    assert index == list(range(96))
+
+
+def test_times_come_from_the_container_and_not_from_a_rate(tmp_path):
+    ticks = [400 + 100 * n + 17 * (n % 3) for n in range(40)]
+    for name in ("a.mp4", "a.mkv"):
+        path = write_video(tmp_path / name, count=40, ticks=ticks, tick=Fraction(1, 1000))
+        stamps, _, time, error = read_all(path)
+        assert error is None
+        assert stamps == list(range(40))
+        assert time == pytest.approx([tick / 1000 for tick in ticks])
+        # 39 steps from tick 400 to tick 400 + 3900.
+        assert probe(path).fps == pytest.approx(39 / 3.9, abs=1e-5)
+
+
+@pytest.mark.parametrize(("turn", "ticks_start"), [(90, 0), (180, 0), (270, 0), (90, -14), (180, -14), (270, -14)])
+def test_both_decoders_turn_a_rotated_video_upright(tmp_path, caplog, turn, ticks_start):
+    path = write_video(tmp_path / "a.mp4", count=30, turn=turn, ticks=[n + ticks_start for n in range(30)])
+    stamps, _, _, error = read_all(path)
+    assert error is None
+    assert stamps == list(range(-ticks_start, 30))
+    assert bool(caplog.records) == (ticks_start < 0), "the edit list sends the video to PyAV, else decord reads it"
+    assert (probe(path).width, probe(path).height) == (128, 96)
+
+
+def test_batches_are_full_but_for_the_last(tmp_path):
+    path = write_video(tmp_path / "a.mp4", count=10)
+    assert [frames.pixels.shape for frames in read_frames(path, batch=4, threads=1)] == [
+        (4, 96, 128, 3),
+        (4, 96, 128, 3),
+        (2, 96, 128, 3),
+    ]
+
+
+def test_a_still_ending_is_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "stamp", lambda number, draw=stamp: draw(min(number, 20)))
+    path = write_video(tmp_path / "a.mp4", count=60)
+    stamps, index, _, error = read_all(path)
+    assert error is None
+    assert index == list(range(60))
+    assert stamps == [*range(20), *[20] * 40]
+
+
+def test_a_file_cut_off_gives_what_it_holds_and_then_says_so(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", count=200, options={"movflags": "+faststart"})
+    path = cut(whole, tmp_path / "cut.mp4", 0.5)
+    decodable = count_decodable(path)
+    stamps, index, _, error = read_all(path)
+    assert 20 < decodable == len(index) < 180
+    # The packet that was cut in two may leave a wrong picture, or none, among the last ones.
+    assert stamps[:-4] == index[:-4] == list(range(decodable - 4))
+    assert f"read {decodable} of 200 frames" in error
+
+
+def test_a_matroska_file_cut_off_is_known_by_its_duration(tmp_path):
+    whole = write_video(tmp_path / "whole.mkv", count=200)
+    path = cut(whole, tmp_path / "cut.mkv", 0.5)
+    decodable = count_decodable(path)
+    stamps, index, _, error = read_all(path)
+    # In decoding order some of the last frames come before their neighbours, so the cut leaves a gap there.
+    assert stamps[:-4] == index[:-4] == list(range(decodable - 4))
+    expected = int(re.search(rf"read {decodable} of (\d+) frames", error)[1])
+    # Matroska announces seconds, not frames.
+    assert abs(expected - 200) <= 5
+
+
+def test_a_hole_in_a_file_shifts_no_later_frame(tmp_path):
+    path = write_video(tmp_path / "a.mp4", count=200)
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for at, size in packets[100:110]:
+        data[at : at + size] = bytes(size)
+    path.write_bytes(data)
+    stamps, index, time, error = read_all(path)
+    found = dict(zip(index, stamps, strict=True))
+    # Frames 96 to 119 hang on the damaged group of pictures, and on the one before it for its last frames.
+    for n in [*range(90), *range(120, 200)]:
+        assert found[n] == n
+    assert time == pytest.approx([n / 10 for n in index])
+    assert len(index) == len(set(index)) < 200
+    assert f"read {len(index)} of 200 frames" in error
+
+
+def test_padding_in_the_place_of_lost_frames_is_not_passed_on(tmp_path, monkeypatch):
+    """decord repeats the last picture until its own count is reached; here it does so for 5 of 30 frames."""
+    path = write_video(tmp_path / "a.mp4", count=30)
+
+    def padded(reader, give=video._decord_images):
+        pictures = list(give(reader))
+        yield from pictures[:25]
+        yield from [pictures[24]] * 5
+
+    monkeypatch.setattr(video, "_decord_images", padded)
+
+    def short(path, threads, give=video._pyav_frames):
+        return itertools.islice(give(path, threads), 25)
+
+    monkeypatch.setattr(video, "_pyav_frames", short)
+    stamps, _, _, error = read_all(path)
+    assert stamps == list(range(25))
+    assert "read 25 of 30 frames" in error
+
+
+def test_pyav_takes_over_where_decord_gives_up(tmp_path, monkeypatch, caplog):
+    path = write_video(tmp_path / "a.mp4", count=40)
+
+    def failing(reader, give=video._decord_images):
+        for n, picture in enumerate(give(reader)):
+            if n == 17:
+                raise video.decord.DECORDError("no more")
+            yield picture
+
+    monkeypatch.setattr(video, "_decord_images", failing)
+    stamps, index, _, error = read_all(path)
+    assert error is None
+    assert stamps == index == list(range(40))
+    assert "from frame 17 on PyAV decodes, because decord failed: no more" in caplog.text
+
+
+def test_what_is_no_video_is_said_in_plain_words(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "text.mp4").write_text("This is not a video.\n" * 50)
+    whole = write_video(tmp_path / "whole.mp4")
+    cut(whole, tmp_path / "no_index.mp4", 0.5)
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 16000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+    messages = {
+        "missing.mp4": r"missing\.mp4: no such file",
+        "empty.mp4": r"empty\.mp4: the file is empty \(0 bytes\)",
+        "noise.mp4": r"noise\.mp4: 5000 bytes that cannot be read as a video",
+        "text.mp4": r"text\.mp4: 1050 bytes that cannot be read as a video",
+        "no_index.mp4": r"no_index\.mp4: .* cannot be read as a video",
+        "sound.mp4": r"sound\.mp4: found audio, expected a video stream",
+    }
+    for name, message in messages.items():
+        with pytest.raises(VideoError, match=message):
+            probe(tmp_path / name)
+        with pytest.raises(VideoError, match=message):
+            list(read_frames(tmp_path / name, batch=8, threads=1))
+
+
+@pytest.mark.parametrize(("batch", "threads"), [(0, 1), (1, 0)])
+def test_batches_and_threads_are_one_or_more(batch, threads):
+    with pytest.raises(ValueError, match=r"expected 1 or more of each"):
+        next(read_frames(SHIPPED, batch=batch, threads=threads))
+
+
+def test_a_folder_gives_its_videos_in_order_and_nothing_else(tmp_path):
+    for name in ("b/z.MP4", "b/a.avi", "a.mkv", "c.txt", ".hidden.mp4", ".git/x.mp4", "b/._z.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_videos(tmp_path) == [tmp_path / "a.mkv", tmp_path / "b/a.avi", tmp_path / "b/z.MP4"]
+
+
+def test_a_file_gives_itself(tmp_path):
+    path = tmp_path / "recording.dat"
+    path.touch()
+    assert find_videos(path) == [path]
+
+
+def test_links_in_a_circle_end(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/v.mp4").touch()
+    (tmp_path / "a/up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert find_videos(tmp_path) == [tmp_path / "a/v.mp4"]
+
+
+def test_a_source_without_videos_names_what_was_looked_for(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "table.csv").touch()
+    with pytest.raises(SourceError, match=r"found no videos and 2 other files; .*\.mp4"):
+        find_videos(tmp_path)
+    with pytest.raises(SourceError, match="no such file or folder"):
+        find_videos(tmp_path / "elsewhere")
+
+
+def test_a_fallback_is_warned_of_once(tmp_path, caplog):
+    path = write_video(tmp_path / "a.ts")
+    with caplog.at_level(logging.INFO):
+        read_all(path)
+    assert len(caplog.records) == 1
