@@ -375,15 +375,15 @@ class EvaluateConfig:
     """How embeddings are ranked and scored (datasets.md section 1).
 
     Attributes:
-        exclude_same_camera: a gallery item of the query's own person and camera does not count; one camera alone
-            makes that impossible, so self-labelled video sets it to false and only the query's own part is left out.
-        query_in_gallery: the queries stand in the gallery too (official on MARS and LS-VID).
+        exclude_same_camera: a gallery item of the query's own person and camera does not count. None: as the
+            protocol has it; self-labelled video may have one camera only, so there only the query's own part is out.
+        query_in_gallery: the queries stand in the gallery too. None: as the protocol has it.
         ranks: the rank-k figures that are reported.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    exclude_same_camera: bool = True
-    query_in_gallery: bool = False
+    exclude_same_camera: bool | None = None
+    query_in_gallery: bool | None = None
     ranks: tuple[int, ...] = (1, 5, 10, 20)
 
     def __post_init__(self) -> None:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from prefect import flow
 
-from csip.config import Experiment
+from csip.config import EmbedConfig, EvaluateConfig, RuntimeConfig
 from csip.tables import open_snapshot
 from csip.types import CheckpointRef, ResultsRef
 from flows.train_csip import embed_histogram_task, embed_task, evaluate_task
 
 
 @flow(name="evaluate-csip")
-def evaluate_csip(checkpoint: CheckpointRef, snapshot: str, store: str, experiment: Experiment) -> ResultsRef:
+def evaluate_csip(
+    checkpoint: CheckpointRef,
+    snapshot: str,
+    store: str,
+    embed: EmbedConfig = EmbedConfig(),  # noqa: B008 (frozen)
+    evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008 (frozen)
+    runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (frozen)
+) -> ResultsRef:
     """Embed a snapshot's queries and gallery with a checkpoint and score it beside the colour histogram.
 
     Args:
         checkpoint: a file that `train-csip` wrote.
         snapshot: name of a published snapshot.
         store: the folder of the store's tables.
-        experiment: the recipe whose clip, embed and evaluate sections hold.
+        embed: how a part becomes one embedding.
+        evaluate: what counts, and which ranks are reported.
+        runtime: what only changes how fast the scores come.
     """
-    e, data = experiment, open_snapshot(store, snapshot)
-    after = embed_task(store, checkpoint, data, e.clip, e.embed, "trained", e.runtime)
-    colour = embed_histogram_task(store, data, e.clip, e.embed)
-    return evaluate_task(store, (after, colour), data, e.evaluate)
+    data = open_snapshot(store, snapshot)
+    after = embed_task(store, checkpoint, data, embed, "trained", runtime)
+    colour = embed_histogram_task(store, data, embed)
+    return evaluate_task(store, (after, colour), data, evaluate)

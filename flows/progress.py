@@ -37,6 +37,12 @@ class Reporter:
         self._sent = time.monotonic()
         self._send(100 * record.done / record.total, _describe(record))
 
+    def warn(self, text: str) -> None:
+        """Tell the listener something that is no progress."""
+        listener = LISTENER.get()
+        if listener is not None:
+            listener(Progress(self._task, 0, 0, "", note=text))
+
     def finish(self) -> None:
         """Fill the bar."""
         if self._artifact is not None:

@@ -40,13 +40,13 @@ def demo() -> Experiment:
         pretrain=PretrainConfig(epochs=20, learning_rate=1e-3),
         stage1=Stage1Config(epochs=40, batch_clips=32, learning_rate=1e-3),
         stage2=Stage2Config(epochs=20, learning_rate=3e-4, head_factor=3.0, warmup_epochs=2, milestones=(12, 17)),
-        evaluate=EvaluateConfig(exclude_same_camera=False, ranks=(1, 5, 10)),
+        evaluate=EvaluateConfig(ranks=(1, 5, 10)),
     )
 
 
 def video() -> Experiment:
     """Make the experiment for one's own unlabelled video: CLIP ViT-B/16, the paper's sizes; wants a GPU."""
-    return Experiment(name="video", evaluate=EvaluateConfig(exclude_same_camera=False))
+    return Experiment(name="video")
 
 
 RECIPES: dict[str, Callable[[], Experiment]] = {"demo": demo, "video": video}

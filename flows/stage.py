@@ -144,8 +144,6 @@ def _run_child(
     Raises:
         CsipError: of the kind and with the message that the stage raised; `StageError` when the process died or hung.
     """
-    from csip.types import Progress
-
     with tempfile.TemporaryDirectory(prefix="csip-stage-") as folder:
         manifest = Path(folder) / "manifest.json"
         request = {"function": function, "arguments": given, "out": to_plain(out), "manifest": str(manifest)}
@@ -163,7 +161,7 @@ def _run_child(
         tail: deque[str] = deque(maxlen=40)
         readers = [
             threading.Thread(target=_pump, args=(child.stdout, lines.put), daemon=True),
-            threading.Thread(target=_pump, args=(child.stderr, _log_to(logger, tail)), daemon=True),
+            threading.Thread(target=_pump, args=(child.stderr, _log_to(logger, tail, reporter)), daemon=True),
         ]
         try:
             for reader in readers:
@@ -194,13 +192,17 @@ def _pump(stream: Any, put: Callable[[Any], None]) -> None:
     put(None)
 
 
-def _log_to(logger: Any, tail: deque[str]) -> Callable[[str | None], None]:
+def _log_to(logger: Any, tail: deque[str], reporter: Reporter) -> Callable[[str | None], None]:
+    """Pass a child's log on to the run's log, and its warnings to whoever watches."""
     levels = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.ERROR}
 
     def put(line: str | None) -> None:
         if line is not None and line.strip():
             tail.append(line.rstrip())
-            logger.log(levels.get(line.partition(" ")[0], logging.INFO), "%s", line.rstrip())
+            level = levels.get(line.partition(" ")[0], logging.INFO)
+            logger.log(level, "%s", line.rstrip())
+            if level == logging.WARNING:
+                reporter.warn(line.rstrip().partition(": ")[2])
 
     return put
 

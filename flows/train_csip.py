@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prefect import flow
 
 from csip.config import Experiment
@@ -13,7 +15,7 @@ from csip.training.features import cache_features
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.training.stage1 import stage1
 from csip.training.stage2 import stage2
-from csip.types import FileRef
+from csip.types import CheckpointRef, FileRef, ResultsRef
 from flows.stage import stage
 
 initialise_task = stage(initialise, process=False, cached=True)
@@ -27,8 +29,17 @@ evaluate_task = stage(evaluate, process=False, cached=True)
 write_report_task = stage(write_report, process=False, cached=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training leaves behind."""
+
+    checkpoint: CheckpointRef
+    results: ResultsRef
+    report: FileRef
+
+
 @flow(name="train-csip")
-def train_csip(snapshot: str, store: str, experiment: Experiment) -> FileRef:
+def train_csip(snapshot: str, store: str, experiment: Experiment) -> Trained:
     """Pretrain where the recipe asks for it, run stage 1 and stage 2, embed, score, and write the report.
 
     Args:
@@ -40,12 +51,12 @@ def train_csip(snapshot: str, store: str, experiment: Experiment) -> FileRef:
     untrained = initialise_task(store, data, e.clip, e.model, e.seed)
     seeing = untrained
     if e.pretrain.epochs:
-        seeing = pretrain_visual_task(store, untrained, data, e.clip, e.pretrain, e.seed, e.runtime)
-    features = cache_features_task(store, seeing, data, e.clip, e.runtime)
-    aligned = stage1_task(store, seeing, features, data, e.clip, e.stage1, e.seed, e.runtime)
-    trained = stage2_task(store, aligned, features, data, e.clip, e.stage2, e.seed, e.runtime)
-    before = embed_task(store, untrained, data, e.clip, e.embed, "untrained", e.runtime)
-    after = embed_task(store, trained, data, e.clip, e.embed, "trained", e.runtime)
-    colour = embed_histogram_task(store, data, e.clip, e.embed)
+        seeing = pretrain_visual_task(store, untrained, data, e.pretrain, e.seed, e.runtime)
+    features = cache_features_task(store, seeing, data, e.runtime)
+    aligned = stage1_task(store, seeing, features, data, e.stage1, e.seed, e.runtime)
+    trained = stage2_task(store, aligned, features, data, e.stage2, e.seed, e.runtime)
+    before = embed_task(store, untrained, data, e.embed, "untrained", e.runtime)
+    after = embed_task(store, trained, data, e.embed, "trained", e.runtime)
+    colour = embed_histogram_task(store, data, e.embed)
     results = evaluate_task(store, (after, before, colour), data, e.evaluate)
-    return write_report_task(store, results, data, e)
+    return Trained(trained, results, write_report_task(store, results, data, e))

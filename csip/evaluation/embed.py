@@ -16,7 +16,7 @@ from csip.config import ClipConfig, EmbedConfig, RuntimeConfig, digest
 from csip.data import sampling
 from csip.data.clips import ClipDataset, ClipRequest, read_parts
 from csip.device import resolve_device
-from csip.errors import CheckpointError, TooLittleDataError
+from csip.errors import TooLittleDataError
 from csip.evaluation.histogram import color_histogram
 from csip.models.checkpoints import CheckpointHeader, load_checkpoint
 from csip.models.reid import CsipReID
@@ -40,7 +40,6 @@ def embed(
     out: Output,
     checkpoint: CheckpointRef,
     snapshot: Snapshot,
-    clip: ClipConfig,
     config: EmbedConfig,
     encoder: str,
     runtime: RuntimeConfig,
@@ -51,22 +50,20 @@ def embed(
         out: the store.
         checkpoint: of any stage.
         snapshot: whose query and gallery parts are embedded.
-        clip: size and normalisation; T.
         config: how a part becomes clips.
         encoder: what results call it, for example "trained".
         runtime: device and batch.
 
     Raises:
-        CheckpointError: the checkpoint was trained at another crop size.
+        CheckpointError: the checkpoint is damaged or of another format.
         TooLittleDataError: the snapshot has nobody to search for.
     """
     network, header = load_checkpoint(checkpoint)
-    _require_fit(header, clip, checkpoint)
+    clip = header.spec.clip
     device = resolve_device(runtime.device)
     network.to(device).eval()
     dataset = ClipDataset(snapshot, _test_parts(snapshot), clip)
-    clip_settings = [clip.frames, clip.height, clip.width, clip.mean, clip.std]
-    encoder_digest = digest("embed", checkpoint.sha256, clip_settings, config.sampling)
+    encoder_digest = digest("embed", checkpoint.sha256, config.sampling)
     ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, encoder, checkpoint.sha256)
     windows = sampling.dense_windows if config.sampling == "dense" else _first_of_chunks
     clips_a_call = max(1, runtime.encode_batch // clip.frames)
@@ -78,9 +75,9 @@ def embed(
     return (yield from _fill(out, ref, dataset.parts, feature))
 
 
-def embed_histogram(out: Output, snapshot: Snapshot, clip: ClipConfig, config: EmbedConfig) -> Stage[EmbeddingsRef]:
+def embed_histogram(out: Output, snapshot: Snapshot, config: EmbedConfig) -> Stage[EmbeddingsRef]:
     """Stage `embed_histogram`: the HSV colour histogram of every query and gallery part's crops, all frames."""
-    dataset = ClipDataset(snapshot, _test_parts(snapshot), clip)
+    dataset = ClipDataset(snapshot, _test_parts(snapshot), ClipConfig())
     encoder_digest = digest("hsv-histogram", config.histogram_bins)
     ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, "hsv-histogram", "")
 
@@ -100,15 +97,6 @@ def _test_parts(snapshot: Snapshot) -> tuple[TrackletPart, ...]:
         )
     # On some benchmarks the queries stand in the gallery too; each part is embedded once.
     return tuple({part.unit: part for part in (*query, *gallery)}.values())
-
-
-def _require_fit(header: CheckpointHeader, clip: ClipConfig, checkpoint: CheckpointRef) -> None:
-    own, asked = (header.spec.height, header.spec.width), (clip.height, clip.width)
-    if own != asked:
-        raise CheckpointError(
-            f"Checkpoint {checkpoint.path}: was trained on crops of {own[0]}x{own[1]}, the recipe asks for "
-            f"{asked[0]}x{asked[1]}. Set clip.height and clip.width, or name the recipe it was trained with."
-        )
 
 
 def _first_of_chunks(n: int, t: int) -> np.ndarray:

@@ -185,11 +185,33 @@ def _check_enough(num_tracklets: int, num_usable: int, num_test: int, config: Sp
     )
 
 
-def describe(config: EvaluateConfig, protocol: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What counts in a ranking.
+
+    Attributes:
+        exclude_same_camera: gallery items of the query's own person under its own camera do not count.
+        query_in_gallery: the queries stand in the gallery too.
+    """
+
+    exclude_same_camera: bool
+    query_in_gallery: bool
+
+
+def rules(config: EvaluateConfig, protocol: str) -> Rules:
+    """Settle what the configuration leaves to the protocol."""
+    same, inside = config.exclude_same_camera, config.query_in_gallery
+    return Rules(
+        exclude_same_camera=protocol != SELF_LABELLED if same is None else same,
+        query_in_gallery=False if inside is None else inside,
+    )
+
+
+def describe(rules: Rules, protocol: str) -> str:
     """Say in words how the scores came about; every result and report carries it."""
     same_camera = (
         "gallery items of the query's own person under its own camera do not count"
-        if config.exclude_same_camera
+        if rules.exclude_same_camera
         else "matches under the query's own camera count, only the query's own part is left out"
     )
     if protocol == SELF_LABELLED:
@@ -197,5 +219,5 @@ def describe(config: EvaluateConfig, protocol: str) -> str:
             f"{LABEL}: the earliest part of each held-out tracklet looks for the later parts of the same tracklet "
             f"among those of all held-out tracklets; {same_camera}. {CAVEAT}"
         )
-    queries = "the queries stand in the gallery too" if config.query_in_gallery else "the gallery holds no queries"
+    queries = "the queries stand in the gallery too" if rules.query_in_gallery else "the gallery holds no queries"
     return f"{protocol}: {same_camera}; {queries}."

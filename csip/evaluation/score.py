@@ -16,7 +16,7 @@ from csip.data.clips import read_parts
 from csip.errors import TooLittleDataError
 from csip.evaluation.embed import read_embeddings
 from csip.evaluation.metrics import euclidean_distance, score_ranking
-from csip.evaluation.protocol import describe
+from csip.evaluation.protocol import Rules, describe, rules
 from csip.types import (
     Embeddings,
     EmbeddingsRef,
@@ -56,10 +56,10 @@ class Ranking:
         return tuple(np.array(ids, dtype=np.int64) for ids in pairs)  # type: ignore[return-value]
 
 
-def rank(embeddings: EmbeddingsRef, snapshot: Snapshot, config: EvaluateConfig) -> Ranking:
+def rank(embeddings: EmbeddingsRef, snapshot: Snapshot, rule: Rules) -> Ranking:
     """Measure every query of a snapshot against its gallery."""
     query, gallery = read_parts(snapshot, "query"), read_parts(snapshot, "gallery")
-    if config.query_in_gallery:
+    if rule.query_in_gallery:
         gallery = (*query, *gallery)
     if not query or not gallery:
         raise TooLittleDataError(f"Snapshot {snapshot.name}: found no query or no gallery, expected both.")
@@ -81,15 +81,16 @@ def evaluate(
     Raises:
         TooLittleDataError: no query has a possible match under this protocol.
     """
-    protocol, split = _protocol(snapshot)
-    described = describe(config, protocol)
+    protocol, split = read_protocol(snapshot)
+    rule = rules(config, protocol)
+    described = describe(rule, protocol)
     rows: list[dict[str, object]] = []
     counts: dict[str, int | float | str] = {"protocol": described}
     for i, ref in enumerate(embeddings):
         yield Progress("evaluate", i, len(embeddings), "encoders")
-        ranking = rank(ref, snapshot, config)
+        ranking = rank(ref, snapshot, rule)
         scores = score_ranking(
-            ranking.distance, *ranking.ids(), exclude_same_camera=config.exclude_same_camera, own=ranking.own
+            ranking.distance, *ranking.ids(), exclude_same_camera=rule.exclude_same_camera, own=ranking.own
         )
         figures = _figures(scores, len(ranking.gallery), config.ranks)
         for name, value in figures.items():
@@ -113,7 +114,12 @@ def evaluate(
     return Outcome(ResultsRef(table, out.run_id), counts)
 
 
-def _protocol(snapshot: Snapshot) -> tuple[str, str]:
+def read_protocol(snapshot: Snapshot) -> tuple[str, str]:
+    """Tell which protocol and split a snapshot has.
+
+    Raises:
+        TooLittleDataError: none, or more than one.
+    """
     where = f"dataset = {tables.quote(snapshot.name)}"
     found = tables.read(tables.pinned(snapshot, "splits"), ["protocol", "split"], where)
     names = sorted(set(zip(found["protocol"].to_pylist(), found["split"].to_pylist(), strict=True)))

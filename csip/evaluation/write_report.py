@@ -29,9 +29,9 @@ from csip.evaluation.page import (
     TableRow,
     TrackletStrip,
 )
-from csip.evaluation.protocol import LABEL
+from csip.evaluation.protocol import LABEL, rules
 from csip.evaluation.report import render
-from csip.evaluation.score import rank
+from csip.evaluation.score import rank, read_protocol
 from csip.joints import JointLayout
 from csip.lineage import History, Node, flatten
 from csip.tables import RunRecord, quote
@@ -217,7 +217,8 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
 def _queries(
     album: _Album, encoder: EmbeddingsRef, snapshot: Snapshot, experiment: Experiment
 ) -> Iterator[RankedQuery]:
-    ranking = rank(encoder, snapshot, experiment.evaluate)
+    rule = rules(experiment.evaluate, read_protocol(snapshot)[0])
+    ranking = rank(encoder, snapshot, rule)
     query_pid, query_camid, gallery_pid, gallery_camid = ranking.ids()
     for q in _spread(range(len(ranking.query)), experiment.report.queries):
         order, match = rank_gallery(
@@ -227,7 +228,7 @@ def _queries(
             gallery_pid,
             gallery_camid,
             top=experiment.report.gallery,
-            exclude_same_camera=experiment.evaluate.exclude_same_camera,
+            exclude_same_camera=rule.exclude_same_camera,
             own=ranking.own[q],
         )
         items = tuple(

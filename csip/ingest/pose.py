@@ -24,6 +24,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -45,6 +46,12 @@ _MAKER = "https://github.com/ultralytics/assets"
 _REACH_SECONDS = 5.0
 _PERSON = 0
 
+# What torch.load and ultralytics raise on files that are damaged, of another program, or of a newer version.
+_UNLOADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, LookupError, AttributeError),
+    *(EOFError, TypeError, ValueError, ImportError, OSError),
+)
+
 
 def cache_folder() -> Path:
     """Name the user's cache: the environment's CSIP_CACHE, else ~/.cache/csip."""
@@ -53,21 +60,23 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def _environment(**defaults: str) -> Iterator[None]:
-    """Set what the user's environment leaves open, for as long as the block runs."""
-    ours = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(ours)
+    """Set what the user's environment leaves open; afterwards it is as it was, whatever the block changed."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in defaults.items() if name not in before})
     try:
         yield
     finally:
-        for name in ours:
-            os.environ.pop(name, None)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def import_quietly(module: str) -> Any:
     """Import a module of ultralytics, which reads its environment once, when it is first imported.
 
     Offline then, it looks up no names, sends no events and installs nothing, in this process; what it writes goes to
-    our cache and not to the user's own settings. Downloads ask the environment anew, so they still work.
+    our cache and not to the user's own settings. Downloads ask the environment anew, so they still work. It also sets
+    OMP_NUM_THREADS to 1, which would slow every child process down.
     """
     if module in sys.modules:
         return sys.modules[module]
@@ -97,7 +106,7 @@ def resolve_weights(name: str) -> Path:
             looked.append(str(place))
         try:
             return _download(name, cached)
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, LookupError, MemoryError) as error:
             looked.append(f"{_MAKER} ({error})")
     raise WeightsError(
         f"weights {name}: not found in {'; '.join(looked)}. Copy the file to {cached}, or give the path of a .pt file "
@@ -110,6 +119,8 @@ def _download(name: str, target: Path) -> Path:
 
     Raises:
         OSError: there is no connection, no such file, or no place to write to.
+        LookupError: its maker's answer was not understood.
+        MemoryError: the disk is full.
     """
     for switch in ("YOLO_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(switch, "").strip().lower() in {"1", "true", "yes", "on", "y", "t"}:
@@ -305,11 +316,9 @@ def _load(weights: Path) -> Any:
     try:
         network = yolo(str(weights)).model
         task, shape = network.task, tuple(network.kpt_shape if network.task == "pose" else ())
-    except (pickle.UnpicklingError, RuntimeError, LookupError, AttributeError) as error:
+    except _UNLOADABLE as error:
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"weights {weights}: the file cannot be loaded ({found}). {what_next}") from error
-    except (EOFError, TypeError, ValueError, ImportError, OSError) as error:
-        raise WeightsError(f"weights {weights}: the file cannot be loaded ({error}). {what_next}") from error
     expected = (len(COCO17.joints), 3)
     if task != "pose" or shape != expected:
         found = f"pose with keypoints {shape}" if task == "pose" else task
@@ -350,7 +359,8 @@ def _export(weights: Path, folder: Path, network_size: tuple[int, int]) -> Path:
     threads = torch.get_num_threads()
     try:
         # OpenVINO's converter reports home unless it runs in CI; the exporter sets torch's threads to one core less.
-        with _environment(CI="true"):
+        with _environment(CI="true"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return Path(yolo(str(copy)).export(format="openvino", imgsz=list(network_size), batch=1, device="cpu"))
     except (RuntimeError, AssertionError, ImportError) as error:
         raise WeightsError(

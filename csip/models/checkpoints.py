@@ -19,7 +19,7 @@ from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from csip.config import ModelConfig, digest, from_plain, to_plain
+from csip.config import ClipConfig, ModelConfig, digest, from_plain, to_plain
 from csip.errors import CheckpointError
 from csip.joints import LAYOUTS
 from csip.models.image_encoder import ImageEncoder, load_image_weights
@@ -36,8 +36,7 @@ class ModelSpec:
 
     Attributes:
         model: its section.
-        height: of a crop, pixels.
-        width: of a crop, pixels.
+        clip: how clips are sampled, sized and normalised; training and test read it from here.
         layout: name of the joint layout.
         num_cameras: cameras of the data set it was trained on.
         pids: the people it was trained on, in label order.
@@ -45,8 +44,7 @@ class ModelSpec:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     model: ModelConfig
-    height: int
-    width: int
+    clip: ClipConfig
     layout: str
     num_cameras: int
     pids: tuple[int, ...]
@@ -75,7 +73,7 @@ def build(spec: ModelSpec) -> CsipReID:
     return CsipReID(
         image_encoder=ImageEncoder(
             name=m.image_encoder,
-            image_size=(spec.height, spec.width),
+            image_size=(spec.clip.height, spec.clip.width),
             width=m.width,
             depth=m.image_depth,
             token_width=m.image_width,
@@ -178,7 +176,7 @@ def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader]:
     return model, header
 
 
-def encoder_digest(model: CsipReID, spec: ModelSpec, normalisation: object) -> str:
+def encoder_digest(model: CsipReID, spec: ModelSpec) -> str:
     """Digest what decides a frame's feature: the image encoder's weights, the crop's size and normalisation.
 
     The camera table is none of it: frame features are taken without cameras (method.md section 3).
@@ -189,4 +187,5 @@ def encoder_digest(model: CsipReID, spec: ModelSpec, normalisation: object) -> s
             continue
         state.update(name.encode())
         state.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest(state.hexdigest(), spec.model.image_encoder, spec.height, spec.width, normalisation)
+    clip = spec.clip
+    return digest(state.hexdigest(), spec.model.image_encoder, clip.height, clip.width, clip.mean, clip.std)

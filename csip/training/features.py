@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from csip import tables
-from csip.config import ClipConfig, RuntimeConfig
+from csip.config import RuntimeConfig
 from csip.data import transforms
 from csip.data.clips import ClipDataset, read_parts
 from csip.device import resolve_device
@@ -25,14 +25,14 @@ _COMMIT_FRAMES = 20_000
 
 
 def cache_features(
-    out: Output, checkpoint: CheckpointRef, snapshot: Snapshot, clip: ClipConfig, runtime: RuntimeConfig
+    out: Output, checkpoint: CheckpointRef, snapshot: Snapshot, runtime: RuntimeConfig
 ) -> Stage[TableRef]:
     """Fill `frame_features` for the frames of the training parts; frames that it has already are not done again."""
     network, header = load_checkpoint(checkpoint)
     device = resolve_device(runtime.device)
     network.to(device).eval()
-    digest = encoder_digest(network, header.spec, [clip.mean, clip.std])
-    dataset = ClipDataset(snapshot, read_parts(snapshot, "train"), clip)
+    digest = encoder_digest(network, header.spec)
+    dataset = ClipDataset(snapshot, read_parts(snapshot, "train"), header.spec.clip)
     have = _known(tables.current(out.store, "frame_features"), digest)
     todo = [
         (part.tracklet_id, int(frame), int(row))

@@ -39,14 +39,13 @@ def initialise(
     everyone = (*parts, *read_parts(snapshot, "query"), *read_parts(snapshot, "gallery"))
     spec = ModelSpec(
         model=model,
-        height=clip.height,
-        width=clip.width,
+        clip=clip,
         layout=joint_layout(snapshot).name,
         num_cameras=1 + max(part.camid for part in everyone),
         pids=pids,
     )
     network = initial(spec, loop.stream(seed, "initialise"))
-    header = CheckpointHeader(spec, "initialise", parent="", config=to_plain(model))
+    header = CheckpointHeader(spec, "initialise", parent="", config=to_plain([clip, model]))
     ref = save_checkpoint(network, header, Path(out.store) / "checkpoints")
     yield Progress("initialise", 1, 1, "networks")
     parameters = sum(p.numel() for p in network.parameters())
@@ -57,7 +56,6 @@ def pretrain_visual(
     out: Output,
     checkpoint: CheckpointRef,
     snapshot: Snapshot,
-    clip: ClipConfig,
     config: PretrainConfig,
     seed: int,
     runtime: RuntimeConfig,
@@ -71,7 +69,7 @@ def pretrain_visual(
     device = resolve_device(runtime.device)
     network.to(device).train()
     parts = read_parts(snapshot, "train")
-    dataset = ClipDataset(snapshot, parts, clip, label_of_pid(parts))
+    dataset = ClipDataset(snapshot, parts, header.spec.clip, label_of_pid(parts))
     trained = [network.image_encoder, network.head_g, network.head_v]
     parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
     optimizer = optim.adam(parameters, weight_decay=config.weight_decay)

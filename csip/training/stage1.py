@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from csip.config import ClipConfig, RuntimeConfig, Stage1Config, to_plain
+from csip.config import RuntimeConfig, Stage1Config, to_plain
 from csip.data import sampling
 from csip.data.clips import ClipDataset, label_of_pid, read_parts
 from csip.device import resolve_device
@@ -27,7 +27,6 @@ def stage1(
     checkpoint: CheckpointRef,
     features: TableRef,
     snapshot: Snapshot,
-    clip: ClipConfig,
     config: Stage1Config,
     seed: int,
     runtime: RuntimeConfig,
@@ -44,8 +43,8 @@ def stage1(
     network.to(device).eval()
     parts = read_parts(snapshot, "train")
     label = label_of_pid(parts)
-    dataset = ClipDataset(snapshot, parts, clip, label)
-    cached = read_features(features, network, dataset, encoder_digest(network, header.spec, [clip.mean, clip.std]))
+    dataset = ClipDataset(snapshot, parts, header.spec.clip, label)
+    cached = read_features(features, network, dataset, encoder_digest(network, header.spec))
     usable = [i for i, frames in enumerate(dataset.frames) if frames.frame_mask.any()]
     if len(usable) < 2:
         raise TooLittleDataError(
@@ -62,7 +61,7 @@ def stage1(
         optim.set_rate(optimizer, optim.stage1_rate(epoch, config))
         means = loop.Means()
         for batch in sampling.plain_batches(len(usable), config.batch_clips, rng, drop_last=config.drop_last):
-            drawn = [_draw(dataset, cached, usable[i], clip.frames, rng) for i in batch]
+            drawn = [_draw(dataset, cached, usable[i], header.spec.clip.frames, rng) for i in batch]
             kept = [(part, *clip_) for part, clip_ in zip(batch, drawn, strict=True) if bool(clip_[2].any())]
             without += len(batch) - len(kept)
             if len(kept) < 2:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csip.config import ClipConfig, RuntimeConfig, Stage2Config, to_plain
+from csip.config import RuntimeConfig, Stage2Config, to_plain
 from csip.data import sampling
 from csip.data.clips import ClipDataset, identity_requests, label_of_pid, load_batches, read_parts
 from csip.device import resolve_device
@@ -29,7 +29,6 @@ def stage2(
     checkpoint: CheckpointRef,
     features: TableRef,
     snapshot: Snapshot,
-    clip: ClipConfig,
     config: Stage2Config,
     seed: int,
     runtime: RuntimeConfig,
@@ -43,8 +42,8 @@ def stage2(
     device = resolve_device(runtime.device)
     network.to(device)
     parts = read_parts(snapshot, "train")
-    dataset = ClipDataset(snapshot, parts, clip, label_of_pid(parts))
-    digest = encoder_digest(network, header.spec, [clip.mean, clip.std])
+    dataset = ClipDataset(snapshot, parts, header.spec.clip, label_of_pid(parts))
+    digest = encoder_digest(network, header.spec)
     stream = loop.stream(seed, "stage2")
     counts: dict[str, int | float | str] = {"parts": len(parts)}
     if network.prototype_updater is not None:

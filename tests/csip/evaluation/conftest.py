@@ -23,7 +23,7 @@ from csip.evaluation.page import (
     TableRow,
     TrackletStrip,
 )
-from csip.evaluation.protocol import LABEL, SELF_LABELLED, describe
+from csip.evaluation.protocol import LABEL, SELF_LABELLED, describe, rules
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -94,7 +94,7 @@ def sample_report(jpeg, box, keypoints):
         recipe="demo",
         created="2026-01-14 10:22 UTC",
         label=LABEL,
-        protocol=describe(EvaluateConfig(exclude_same_camera=False), SELF_LABELLED),
+        protocol=describe(rules(EvaluateConfig(), SELF_LABELLED), SELF_LABELLED),
         ranks=(1, 5, 20),
         scores=(
             ScoreRow("trained", 0.625, (0.5, 0.75, 1.0), 5, 4, is_main=True),

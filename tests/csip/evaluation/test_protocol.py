@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from csip.config import EvaluateConfig, SplitConfig
 from csip.errors import TooLittleDataError
-from csip.evaluation.protocol import BETWEEN, CAVEAT, SELF_LABELLED, TOO_SHORT, cut_parts, describe, self_labelled_split
+from csip.evaluation.protocol import BETWEEN, CAVEAT, SELF_LABELLED, TOO_SHORT, cut_parts, describe, rules, self_labelled_split
 
 
 def regular(n, fps=10.0, start=0):
@@ -181,7 +181,7 @@ def test_a_tracklet_that_comes_twice_is_refused():
 
 
 def test_the_description_of_self_labelled_scores_carries_the_caveat():
-    words = describe(EvaluateConfig(exclude_same_camera=False), SELF_LABELLED)
+    words = describe(rules(EvaluateConfig(), SELF_LABELLED), SELF_LABELLED)
     assert words.startswith("self-labelled, same camera: ")
     assert CAVEAT in words
     assert "never comparable with a benchmark" in words
@@ -196,6 +196,6 @@ def test_the_description_of_self_labelled_scores_carries_the_caveat():
     ],
 )
 def test_the_description_of_a_benchmark_names_its_choices(config, expected):
-    words = describe(config, "mars")
+    words = describe(rules(config, "mars"), "mars")
     assert words.startswith("mars: ")
     assert all(phrase in words for phrase in expected)

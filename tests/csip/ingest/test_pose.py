@@ -1,5 +1,6 @@
 """The shipped model on frames of the shipped video, against ultralytics' own predictor; and where weights come from."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 import torch
 
 import csip
+from csip.config import TrackConfig
 from csip.errors import WeightsError
 from csip.ingest import pose
 from csip.ingest.pose import PoseModel, import_quietly, resolve_weights
+from csip.ingest.track import build_tracklets
 from csip.ingest.video import read_frames
 from csip.types import Frames
 
@@ -46,7 +49,7 @@ def some(frames, rows):
     return Frames(frames.pixels[rows], frames.frame_index[rows], frames.time[rows])
 
 
-def make(engine, image_size=640, frame_size=(576, 768), **changes):
+def make(engine, image_size=960, frame_size=(576, 768), **changes):
     settings = {**LIMITS, **changes}
     return PoseModel(WEIGHTS, frame_size=frame_size, image_size=image_size, device="cpu", engine=engine, **settings)
 
@@ -72,7 +75,7 @@ def test_the_people_are_those_of_ultralytics_own_predictor(pytorch, frames):
     predictor = import_quietly("ultralytics").YOLO(str(WEIGHTS))
     for people, picture in zip(pytorch(few), few.pixels, strict=True):
         # The predictor wants BGR.
-        theirs = predictor.predict(picture[:, :, ::-1], imgsz=640, conf=0.1, iou=0.7, device="cpu", verbose=False)[0]
+        theirs = predictor.predict(picture[:, :, ::-1], imgsz=960, conf=0.1, iou=0.7, device="cpu", verbose=False)[0]
         assert len(people) == len(theirs.boxes) >= 1
         np.testing.assert_allclose(people.boxes, theirs.boxes.xyxy.numpy(), atol=0.01)
         np.testing.assert_allclose(people.score, theirs.boxes.conf.numpy(), atol=1e-4)
@@ -119,7 +122,7 @@ def test_people_are_float32_best_first_and_keypoints_lie_on_them(found):
 def test_the_first_frame_shows_three_people(frames):
     """Counted by eye, and their middles read off a drawing; the two tripods are nobody."""
     pytest.importorskip("openvino")
-    (people,) = make("openvino", image_size=960, confidence=0.25)(some(frames, slice(0, 1)))
+    (people,) = make("openvino", confidence=0.25)(some(frames, slice(0, 1)))
     middle = (people.boxes[:, :2] + people.boxes[:, 2:]) / 2
     middle = middle[np.argsort(middle[:, 0])]
     np.testing.assert_allclose(middle, [(268, 263), (515, 194), (662, 279)], atol=8)
@@ -151,7 +154,7 @@ def test_the_model_says_what_it_is(openvino, pytorch):
     assert openvino.device == pytorch.device == "cpu"
     assert openvino.weights_sha256 in (ASSETS / "NOTICE.md").read_text(encoding="utf-8")
     assert openvino.layout.name == "coco17"
-    assert openvino.network_size == (480, 640)
+    assert openvino.network_size == (736, 960)
 
 
 def test_frames_of_another_size_are_refused(pytorch):
@@ -356,3 +359,42 @@ assert not events.enabled
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "home").rglob("Ultralytics"))
+
+
+@pytest.mark.slow
+def test_two_processes_may_convert_at_the_same_time(tmp_path):
+    pytest.importorskip("openvino")
+    code = """
+import sys
+from pathlib import Path
+from csip.ingest.pose import PoseModel
+model = PoseModel(Path(sys.argv[1]), frame_size=(64, 64), image_size=64, confidence=.1, iou=.7, max_people=9,
+    device="cpu", engine="openvino")
+print(model.engine)
+"""
+    environment = {**os.environ, "CSIP_CACHE": str(tmp_path)}
+    root = Path(csip.__file__).parent.parent
+    command = [sys.executable, "-c", code, str(WEIGHTS)]
+    children = [subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [child.communicate()[0] for child in children] == [b"openvino\n"] * 3
+    assert len(list((tmp_path / "openvino").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_the_whole_video_gives_long_tracklets():
+    """Seen by eye on contact sheets: about a dozen people, most of whom leave and come back, and few short breaks."""
+    config = TrackConfig()
+    detections = []
+    model = make("auto")
+    for part in read_frames(ASSETS / "pedestrians.mp4", batch=16, threads=2):
+        detections += zip(part.frame_index.tolist(), model(part), strict=True)
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "jpeg_quality"}
+    result = build_tracklets(detections, fps=10.0, make_id=str, **settings)
+    lengths = [len(tracklet) for tracklet in result.tracklets]
+    assert 20 <= len(lengths) <= 50
+    assert sum(lengths) > 2500
+    assert np.median(lengths) > 50
+    boxes = dict(detections)
+    for tracklet in result.tracklets:
+        for index, box in zip(tracklet.frame_index.tolist(), tracklet.boxes, strict=True):
+            assert (boxes[index].boxes == box).all(axis=1).any()

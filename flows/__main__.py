@@ -1,0 +1,166 @@
+"""The one command line, `csip`.
+
+Exit codes: 0 done, 1 could not be done (the message says why), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DEFAULT_STORE = "csip-store"
+
+# Read by Prefect when it is imported, so they are set before. All can be overridden from outside.
+_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The command line prints a user's error itself, once, without a traceback.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_FLOW_RUNS_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_TASK_RUNS_LEVEL": "CRITICAL",
+    # Prefect gives its temporary server 20 seconds; a busy machine needs more.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        prog="csip", description="Surveillance video to people who can be found again.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+        made.set_defaults(run=run)
+        return made
+
+    def with_store(made: argparse.ArgumentParser) -> None:
+        default = os.environ.get("CSIP_STORE", DEFAULT_STORE)
+        made.add_argument("--store", default=default, metavar="DIR", help="the store's folder (default: %(default)s)")
+
+    def with_set(made: argparse.ArgumentParser) -> None:
+        text = "change one number of the recipe; may be repeated"
+        made.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help=text)
+
+    demo = command("demo", _demo, "Run everything on the video that ships with CSIP.")
+    demo.add_argument("--out", default="csip-demo", metavar="DIR", help="the store's folder (default: %(default)s)")
+    with_set(demo)
+
+    build = command("build-skeletons", _build, "Videos to a published snapshot of tracklets, crops and skeletons.")
+    build.add_argument("source", nargs="+", metavar="SOURCE", help="a video, a folder of videos, or a .csv manifest")
+    build.add_argument("--camera", default="", metavar="NAME", help="the one camera that took all of them")
+    build.add_argument("--recipe", default="video", metavar="NAME", help="whose extract section holds (default: video)")
+    with_store(build)
+    with_set(build)
+
+    train = command("train-csip", _train, "A snapshot to a trained network, its scores and a report.")
+    train.add_argument("recipe", metavar="RECIPE")
+    train.add_argument("--snapshot", required=True, metavar="NAME")
+    with_store(train)
+    with_set(train)
+
+    evaluate = command("evaluate-csip", _evaluate, "A checkpoint and a snapshot to scores.")
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file that train-csip wrote")
+    evaluate.add_argument("--snapshot", required=True, metavar="NAME")
+    with_store(evaluate)
+    with_set(evaluate)
+
+    config = command("config", _config, "Print every number of a recipe.")
+    config.add_argument("recipe", metavar="RECIPE")
+    with_set(config)
+
+    lineage = command("lineage", _lineage, "Walk from a result back to the videos it came from.")
+    lineage.add_argument("ref", metavar="REF", help="a run, snapshot, tracklet, table@version, checkpoint or SHA-256")
+    with_store(lineage)
+    return parser
+
+
+def _recipe(name: str, assignments: list[str]) -> Any:
+    from csip.config import with_overrides
+    from flows.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise UsageError(f"found no recipe {name!r}; there are: {', '.join(RECIPES)}.")
+    try:
+        return with_overrides(RECIPES[name](), assignments)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+class UsageError(Exception):
+    """What was typed makes no sense; exit code 2."""
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from flows import commands
+
+    commands.demo(_recipe("demo", args.set), str(Path(args.out).resolve()), as_json=args.json)
+
+
+def _build(args: argparse.Namespace) -> None:
+    from flows import commands
+
+    experiment = _recipe(args.recipe, args.set)
+    commands.build(tuple(args.source), args.camera, experiment, _absolute(args.store), as_json=args.json)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from flows import commands
+
+    commands.train(args.snapshot, _recipe(args.recipe, args.set), _absolute(args.store), as_json=args.json)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from flows import commands
+
+    experiment = _recipe("video", args.set)
+    commands.evaluate(Path(args.checkpoint), args.snapshot, experiment, _absolute(args.store), as_json=args.json)
+
+
+def _config(args: argparse.Namespace) -> None:
+    from flows import commands
+
+    commands.show_config(_recipe(args.recipe, args.set), as_json=args.json)
+
+
+def _lineage(args: argparse.Namespace) -> None:
+    from flows import commands
+
+    commands.lineage(args.ref, _absolute(args.store), as_json=args.json)
+
+
+def _absolute(store: str) -> str:
+    return store if "://" in store else str(Path(store).resolve())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    from csip.errors import CsipError
+
+    try:
+        args.run(args)
+    except UsageError as error:
+        parser.error(str(error))
+    except CsipError as error:
+        sys.stderr.write(f"csip {args.command}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"csip {args.command}: interrupted. What was committed stays; the same command goes on from there.\n"
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The commands behind `csip`: call a flow, then say what came of it and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from csip import tables
+from csip.config import Experiment, to_plain
+from csip.evaluation.protocol import LABEL
+from csip.lineage import History, flatten
+from csip.models.checkpoints import checkpoint_ref
+from csip.tables import RunRecord, quote
+from csip.types import ResultsRef, Snapshot
+from flows import terminal
+from flows.build_skeletons import build_skeletons
+from flows.evaluate_csip import evaluate_csip
+from flows.train_csip import Trained, train_csip
+
+
+def demo(experiment: Experiment, store: str, *, as_json: bool) -> None:
+    """Run both flows on the shipped video."""
+    with as_file(files("csip") / "assets" / "pedestrians.mp4") as video:
+        built = _build((str(video),), "pedestrians", experiment, store, quiet=as_json)
+    trained = _train(built["snapshot"], experiment, store, quiet=as_json)
+    if as_json:
+        terminal.show_json({"build": built, "train": trained})
+        return
+    _show_build(built)
+    _show_train(trained)
+
+
+def build(sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, *, as_json: bool) -> None:
+    """Run the flow "build-skeletons"."""
+    built = _build(sources, camera, experiment, store, quiet=as_json)
+    if as_json:
+        terminal.show_json(built)
+    else:
+        _show_build(built)
+
+
+def train(snapshot: str, experiment: Experiment, store: str, *, as_json: bool) -> None:
+    """Run the flow "train-csip"."""
+    trained = _train(snapshot, experiment, store, quiet=as_json)
+    if as_json:
+        terminal.show_json(trained)
+    else:
+        _show_train(trained)
+
+
+def evaluate(checkpoint: Path, snapshot: str, experiment: Experiment, store: str, *, as_json: bool) -> None:
+    """Run the flow "evaluate-csip"."""
+    ref, begun = checkpoint_ref(checkpoint.resolve()), tables.now()
+    tables.open_snapshot(store, snapshot)
+    with terminal.progress_bars(quiet=as_json):
+        results = evaluate_csip(ref, snapshot, store, experiment.embed, experiment.evaluate, experiment.runtime)
+    told = _tell_results(results, store, begun)
+    if as_json:
+        terminal.show_json(told)
+    else:
+        _show_results(told)
+
+
+def show_config(experiment: Experiment, *, as_json: bool) -> None:
+    """Print every number of a recipe, one a line, in the spelling that --set takes."""
+    if as_json:
+        terminal.show_json(to_plain(experiment))
+        return
+    for name, value in _leaves(experiment, ""):
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        terminal.OUT.print(Text(f"{name}={text.lower() if value is None or isinstance(value, bool) else text}"))
+
+
+def _leaves(section: Any, path: str) -> list[tuple[str, Any]]:
+    out = []
+    for one in fields(section):
+        value, name = getattr(section, one.name), f"{path}{one.name}"
+        out += _leaves(value, f"{name}.") if is_dataclass(value) else [(name, value)]
+    return out
+
+
+def lineage(ref: str, store: str, *, as_json: bool) -> None:
+    """Print what a thing was made from."""
+    node = History(store).find(ref)
+    if as_json:
+        terminal.show_json(to_plain(node))
+    else:
+        terminal.OUT.print(terminal.lineage_tree(node))
+
+
+def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:
+    begun = tables.now()
+    tables.prepare_store(store)
+    with terminal.progress_bars(quiet=quiet):
+        snapshot: Snapshot = build_skeletons(sources, store, camera, experiment.extract, experiment.runtime)
+    done = tables.find_runs(store, f"started >= {quote(begun)}")
+    listed = next(run.counts for run in reversed(done) if run.stage == "list_videos")
+    return {
+        "snapshot": snapshot.name,
+        "store": store,
+        "tables": dict(snapshot.tables),
+        "counts": tables.snapshot_row(store, snapshot.name)["counts"],
+        "listed": listed,
+        "stages": [_stage(run) for run in done],
+    }
+
+
+def _train(snapshot: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:
+    begun = tables.now()
+    tables.open_snapshot(store, snapshot)
+    with terminal.progress_bars(quiet=quiet):
+        trained: Trained = train_csip(snapshot, store, experiment)
+    told = _tell_results(trained.results, store, begun)
+    return told | {"checkpoint": to_plain(trained.checkpoint), "report": to_plain(trained.report)}
+
+
+def _tell_results(results: ResultsRef, store: str, begun: str) -> dict[str, Any]:
+    rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
+    scores: dict[str, dict[str, float]] = {}
+    for row in rows:
+        scores.setdefault(row["encoder"], {})[row["name"]] = row["value"]
+    behind = {n.made_by.run_id: n.made_by for n in flatten(History(store).find(results.run_id)) if n.made_by}
+    done = tables.find_runs(store, f"started >= {quote(begun)}")
+    now = {run.run_id for run in done}
+    reused = sorted((run for run in behind.values() if run.run_id not in now), key=lambda run: run.started)
+    training = [run for run in behind.values() if run.stage in ("pretrain_visual", "stage1", "stage2")]
+    return {
+        "run_id": results.run_id,
+        "store": store,
+        "protocol": rows[0]["described"],
+        "scores": scores,
+        "losses": _losses(store, sorted(training, key=lambda run: run.started)),
+        "stages": [_stage(run) for run in done],
+        "reused": [_stage(run) for run in reused],
+    }
+
+
+def _losses(store: str, runs: Sequence[RunRecord]) -> dict[str, list[float]]:
+    out = {}
+    for run in runs:
+        where = f"run_id = {quote(run.run_id)} AND name = 'loss'"
+        table = tables.read(tables.current(store, "metrics"), where=where).sort_by("step")
+        out[run.stage] = table["value"].to_pylist()
+    return out
+
+
+def _stage(run: RunRecord) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in ("run_id", "stage", "seconds", "device", "started", "counts")}
+
+
+def _show_build(built: Mapping[str, Any]) -> None:
+    counts, listed = built["counts"], built["listed"]
+    new = listed["videos"] - listed["already_extracted"]
+    again = "" if new else ": nothing was extracted again"
+    rows: list[tuple[str, object]] = [
+        (
+            "videos",
+            f"{listed['videos']} ({new} extracted now, {listed['already_extracted']} already in the store{again})",
+        )
+    ]
+    for name in ("unreadable_files", "duplicate_files"):
+        if listed[name]:
+            rows.append((name.replace("_", " "), listed[name]))
+    rows += [(f"  {key}", value) for key, value in listed.items() if key.startswith("unreadable ")]
+    rows += [(name.replace("_", " "), counts[name]) for name in ("frames", "detections")]
+    dropped = ", ".join(f"{number} {reason}" for reason, number in counts["dropped"].items())
+    rows.append(("tracklets", f"{counts['tracklets']} kept in {counts['crops']} crops; dropped: {dropped}"))
+    rows.append(("mean keypoint confidence", f"{counts['keypoint_confidence']:.3f}"))
+    if "no_protocol" in counts:
+        rows.append(("not enough to train", counts["no_protocol"]))
+    else:
+        out = ", ".join(f"{number} {reason}" for reason, number in counts["left_out_of_protocol"].items())
+        rows.append(("people", f"{counts['train_people']} to train, {counts['test_people']} to test; left out: {out}"))
+    rows.append(("snapshot", built["snapshot"]))
+    rows.append(("table versions", ", ".join(f"{name}@{version}" for name, version in built["tables"].items())))
+    rows.append(("store", built["store"]))
+    terminal.OUT.print(terminal.facts("Skeletons", rows))
+    _show_stages(built["stages"], [])
+
+
+def _show_train(told: Mapping[str, Any]) -> None:
+    terminal.OUT.print(terminal.losses(told["losses"]))
+    _show_results(told)
+    rows = [("checkpoint", told["checkpoint"]["path"]), ("report", told["report"]["path"])]
+    rows.append(("lineage", f"csip lineage {told['run_id']} --store {told['store']}"))
+    terminal.OUT.print(terminal.facts("Where it lies", rows))
+
+
+def _show_results(told: Mapping[str, Any]) -> None:
+    _show_stages(told["stages"], told["reused"])
+    terminal.OUT.print(terminal.scores(told["scores"], LABEL))
+    terminal.OUT.print(Text(told["protocol"] + "\n", style="dim"))
+
+
+def _show_stages(done: Sequence[Mapping[str, Any]], reused: Sequence[Mapping[str, Any]]) -> None:
+    rows = [(run["stage"], f"{run['seconds']:.1f} s on {run['device']}") for run in done]
+    rows += [(run["stage"], f"nothing to do, done before by run {run['run_id']}") for run in reused]
+    terminal.OUT.print(terminal.facts("Stages", rows))

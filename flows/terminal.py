@@ -1,0 +1,132 @@
+"""What the command line shows: progress bars on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from csip import types
+from csip.lineage import Node
+from flows.progress import LISTENER
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[None]:
+    """Draw a bar for every stage that reports, while the block runs; `quiet` draws nothing."""
+    if quiet:
+        yield
+        return
+    bars = Progress(
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[values]}"),
+        console=ERR,
+        refresh_per_second=4,
+    )
+    ids: dict[str, TaskID] = {}
+
+    def listen(record: types.Progress) -> None:
+        if record.note:
+            bars.console.print(Text(record.note, style="yellow"))
+            return
+        if record.stage not in ids:
+            ids[record.stage] = bars.add_task(record.stage, total=None, unit=record.unit, values="")
+        values = "  ".join(f"{name} {value:.3g}" for name, value in record.values.items())
+        bars.update(ids[record.stage], completed=record.done, total=record.total or None, values=values)
+
+    token = LISTENER.set(listen)
+    try:
+        with bars:
+            yield
+    finally:
+        LISTENER.reset(token)
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document."""
+    OUT.file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def facts(title: str, rows: Sequence[tuple[str, object]]) -> RenderableType:
+    """Lay out names and values under a title."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in rows:
+        table.add_row(Text(name), Text(str(value)))
+    return Group(Text(title, style="bold"), table, Text(""))
+
+
+def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableType:
+    """Lay out one row an encoder: mAP, rank-k and how many queries counted.
+
+    Args:
+        values: encoder -> name of a figure -> figure.
+        label: what kind of scores these are.
+    """
+    names = {name for row in values.values() for name in row if name.startswith("rank-")}
+    shown = ["mean_ap", *sorted(names, key=_rank_number)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+    table.add_column("encoder")
+    for name in shown:
+        table.add_column("mAP" if name == "mean_ap" else name, justify="right")
+    table.add_column("valid queries", justify="right")
+    for encoder, row in sorted(values.items(), key=lambda item: -item[1]["mean_ap"]):
+        figures = [f"{100 * row[name]:.1f} %" for name in shown]
+        table.add_row(encoder, *figures, f"{row['num_valid_queries']:.0f} of {row['num_queries']:.0f}")
+    return Group(Text(f"Scores ({label})", style="bold"), table, Text(""))
+
+
+def _rank_number(name: str) -> int:
+    return int(name.partition("-")[2])
+
+
+def losses(curves: Mapping[str, Sequence[float]]) -> RenderableType:
+    """Lay out each training stage's loss in its first and last epoch."""
+    rows = [(name, f"{values[0]:.3f} to {values[-1]:.3f} in {len(values)} epochs") for name, values in curves.items()]
+    return facts("Losses", rows)
+
+
+def lineage_tree(node: Node) -> Tree:
+    """Draw a thing and all it was made from."""
+    tree = Tree(_label(node))
+    _grow(tree, node, set())
+    return tree
+
+
+def _grow(tree: Tree, node: Node, seen: set[tuple[str, str]]) -> None:
+    key = (node.kind, node.name)
+    if key in seen and node.sources:
+        tree.add(Text("(as above)", style="dim"))
+        return
+    seen.add(key)
+    for source in node.sources:
+        _grow(tree.add(_label(source)), source, seen)
+
+
+def _label(node: Node) -> Text:
+    short = node.name[:12] if len(node.name) == 64 else node.name
+    text = Text.assemble((f"{node.kind} ", "bold"), short)
+    shown = {k: v for k, v in node.facts.items() if isinstance(v, str | int | float) and k != "table"}
+    if shown:
+        text.append("  " + ", ".join(f"{k} {v}" for k, v in shown.items()), style="cyan")
+    if node.made_by is not None:
+        run = node.made_by
+        weights = "".join(f", weights {name} {sha[:12]}" for name, sha in run.weights.items())
+        commit = f", commit {run.git_commit[:12]}" if run.git_commit else ""
+        text.append(f"  by {run.stage} (run {run.run_id}, {run.seconds:.1f} s{commit}{weights})", style="dim")
+    return text
