@@ -39,7 +39,8 @@ class JointLayout:
         for pair in (*self.bones, *self.mirror):
             if not all(0 <= j < len(self.joints) for j in pair):
                 raise ValueError(f"JointLayout {self.name}: {pair} names a joint outside 0..{len(self.joints) - 1}.")
-        if int((np.linalg.eigvalsh(self._laplacian()) < 1e-9).sum()) != 1:
+        touched = {j for pair in self.bones for j in pair}
+        if len(touched) < len(self.joints) or int((np.linalg.eigvalsh(self._laplacian()) < 1e-9).sum()) != 1:
             raise ValueError(f"JointLayout {self.name}: the bones do not connect all joints into one graph.")
 
     def _laplacian(self) -> npt.NDArray[np.float64]:

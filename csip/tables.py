@@ -192,6 +192,7 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
 
     Raises:
         SchemaMismatchError: `rows` have other columns than the table.
+        ValueError: two of `rows` have the same key.
         StoreError: the commit failed; the table is as it was.
     """
     schema = TABLES[name]
@@ -200,8 +201,13 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
             f"upsert into {name}: got columns {rows.schema.names} of types {[str(t) for t in rows.schema.types]}, "
             f"expected {schema.names} of types {[str(t) for t in schema.types]}."
         )
+    keys = key_names(schema)
+    # Lance refuses two rows for one known key, but would insert both under a new one.
+    distinct = rows.select(keys).group_by(keys).aggregate([]).num_rows
+    if distinct != len(rows):
+        raise ValueError(f"upsert into {name}: got {len(rows)} rows with {distinct} different keys {keys}.")
     dataset = lance.dataset(current(store, name).uri)
-    merge = dataset.merge_insert(key_names(schema)).when_matched_update_all().when_not_matched_insert_all()
+    merge = dataset.merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
     if replace is not None:
         merge = merge.when_not_matched_by_source_delete(replace)
     try:
@@ -255,9 +261,16 @@ def vectors_column(vectors: npt.NDArray[np.float32]) -> pa.Array:
 
 
 def vectors_array(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """Read a column of N equally long lists as (N, E) float32."""
+    """Read a column of N equally long lists as (N, E) float32.
+
+    Raises:
+        SchemaMismatchError: the lists differ in length.
+    """
     if len(column) == 0:
         return np.zeros((0, 0), np.float32)
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if len(lengths) != 1:
+        raise SchemaMismatchError(f"vectors: found lists of {sorted(lengths)} numbers, expected one length in every row.")
     flat = column.combine_chunks().flatten()
     return np.asarray(flat, dtype=np.float32).reshape(len(column), -1)
 

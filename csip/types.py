@@ -27,10 +27,10 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _expect_shape(name: str, array: npt.NDArray[np.generic], shape: tuple[int | None, ...]) -> None:
+def _expect_shape(name: str, array: npt.NDArray[np.generic] | Tensor, shape: tuple[int | None, ...]) -> None:
     fits = array.ndim == len(shape) and all(w is None or w == g for w, g in zip(shape, array.shape, strict=True))
     wanted = "(" + ", ".join("*" if s is None else str(s) for s in shape) + ")"
-    _expect(fits, f"{name}: got shape {array.shape}, expected {wanted}.")
+    _expect(fits, f"{name}: got shape {tuple(array.shape)}, expected {wanted}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,15 +342,12 @@ class ClipBatch:
     part: Tensor
 
     def __post_init__(self) -> None:
+        _expect_shape("ClipBatch.frame_mask", self.frame_mask, (None, None))
         b, t = self.frame_mask.shape
-        for name, got, want in (
-            ("crops", tuple(self.crops.shape[:3]), (b, t, 3)),
-            ("skeleton", (*self.skeleton.shape[:2], self.skeleton.shape[3]), (b, t, 3)),
-            ("label", tuple(self.label.shape), (b,)),
-            ("camid", tuple(self.camid.shape), (b,)),
-            ("part", tuple(self.part.shape), (b,)),
-        ):
-            _expect(got == want, f"ClipBatch.{name}: got {got}, expected {want} in these axes.")
+        _expect_shape("ClipBatch.crops", self.crops, (b, t, 3, None, None))
+        _expect_shape("ClipBatch.skeleton", self.skeleton, (b, t, None, 3))
+        for name in ("label", "camid", "part"):
+            _expect_shape(f"ClipBatch.{name}", getattr(self, name), (b,))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,14 +24,15 @@ class Reporter:
 
     def __init__(self, task: str) -> None:
         self._task = task
+        # Read here, in the flow's own context: the thread that reads a child's log has none.
+        self._listener = LISTENER.get()
         self._artifact: UUID | None = None
         self._sent = float("-inf")
 
     def __call__(self, record: Progress) -> None:
         """Pass one record on."""
-        listener = LISTENER.get()
-        if listener is not None:
-            listener(record)
+        if self._listener is not None:
+            self._listener(record)
         if time.monotonic() - self._sent < _SECONDS_BETWEEN_UPDATES or not record.total:
             return
         self._sent = time.monotonic()
@@ -39,9 +40,8 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Tell the listener something that is no progress."""
-        listener = LISTENER.get()
-        if listener is not None:
-            listener(Progress(self._task, 0, 0, "", note=text))
+        if self._listener is not None:
+            self._listener(Progress(self._task, 0, 0, "", note=text))
 
     def finish(self) -> None:
         """Fill the bar."""

@@ -34,7 +34,7 @@ from csip.config import RuntimeConfig, digest, from_plain, to_plain
 from csip.device import resolve_device
 from csip.lineage import git_commit, source_digest
 from csip.tables import RunRecord
-from csip.types import Output, Stage, TableRef
+from csip.types import Output, Progress, Stage, TableRef
 from flows.child import call, run_stage
 from flows.progress import Reporter
 

@@ -62,13 +62,10 @@ def show_json(value: Any) -> None:
 
 
 def facts(title: str, rows: Sequence[tuple[str, object]]) -> RenderableType:
-    """Lay out names and values under a title."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
-    table.add_column(style="dim")
-    table.add_column()
-    for name, value in rows:
-        table.add_row(Text(name), Text(str(value)))
-    return Group(Text(title, style="bold"), table, Text(""))
+    """Lay out names and values under a title, a line each: a path that wraps could not be copied."""
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = [Text.assemble(("  " + name.ljust(width + 2), "dim"), str(value)) for name, value in rows]
+    return Group(Text(title, style="bold"), *lines, Text(""))
 
 
 def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableType:
