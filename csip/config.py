@@ -250,6 +250,8 @@ class PretrainConfig:
         clips_per_identity: clips of each identity in a batch.
         label_smoothing: of the cross-entropy.
         margin: of the batch-hard triplet loss.
+        triplet_weight: of the sum of the two triplet losses; from scratch a large one pulls every feature together
+            before the identity losses can tell them apart.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -260,9 +262,17 @@ class PretrainConfig:
     clips_per_identity: int = 4
     label_smoothing: float = 0.1
     margin: float = 0.3
+    triplet_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _in_range(self, epochs=(0, 1_000_000), learning_rate=(0, 10), weight_decay=(0, 10), margin=(0, 100))
+        _in_range(
+            self,
+            epochs=(0, 1_000_000),
+            learning_rate=(0, 10),
+            weight_decay=(0, 10),
+            margin=(0, 100),
+            triplet_weight=(0, 1e6),
+        )
         _in_range(self, identities=(2, 4096), clips_per_identity=(2, 4096), label_smoothing=(0, 0.999))
 
 
@@ -444,7 +454,10 @@ class Experiment:
     Attributes:
         name: the recipe's.
         seed: of initial weights, sampling and augmentation.
-        extract: video to snapshot.
+        dataset: the name that snapshots carry.
+        detect: people and keypoints.
+        track: tracklets and crops.
+        split: the protocol of unlabelled video.
         clip: snapshot to clips.
         model: the network.
         pretrain: visual pretraining of encoders trained from scratch.
@@ -459,7 +472,10 @@ class Experiment:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: str
     seed: int = 0
-    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    dataset: str = "video"
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -469,6 +485,14 @@ class Experiment:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        ExtractConfig(dataset=self.dataset)  # refuses a name that cannot be part of a file's
+
+    @property
+    def extract(self) -> ExtractConfig:
+        """The sections that `build-skeletons` needs."""
+        return ExtractConfig(dataset=self.dataset, detect=self.detect, track=self.track, split=self.split)
 
 
 def to_plain(value: Any) -> Any:

@@ -270,7 +270,9 @@ def vectors_array(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
         return np.zeros((0, 0), np.float32)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(lengths) != 1:
-        raise SchemaMismatchError(f"vectors: found lists of {sorted(lengths)} numbers, expected one length in every row.")
+        raise SchemaMismatchError(
+            f"vectors: found lists of {sorted(lengths)} numbers, expected one length in every row."
+        )
     flat = column.combine_chunks().flatten()
     return np.asarray(flat, dtype=np.float32).reshape(len(column), -1)
 

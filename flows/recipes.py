@@ -9,7 +9,6 @@ from csip.config import (
     DetectConfig,
     EvaluateConfig,
     Experiment,
-    ExtractConfig,
     ModelConfig,
     PretrainConfig,
     Stage1Config,
@@ -21,7 +20,8 @@ def demo() -> Experiment:
     """Make the small experiment of `csip demo`: a small ViT from scratch, minutes on two cores."""
     return Experiment(
         name="demo",
-        extract=ExtractConfig(dataset="demo", detect=DetectConfig(image_size=960)),
+        dataset="demo",
+        detect=DetectConfig(image_size=960),
         clip=ClipConfig(frames=4, height=128, width=64),
         model=ModelConfig(
             image_encoder="vit_tiny_patch16_224",

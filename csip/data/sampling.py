@@ -81,7 +81,7 @@ def identity_batches(
     if len(groups) < identities:
         raise TooLittleDataError(
             f"A batch joins {identities} people; found {len(groups)} to train on. "
-            "Add video, lower extract.split.test_fraction, or lower the stage's `identities`."
+            "Add video, lower split.test_fraction, or lower the stage's `identities`."
         )
     batches = []
     while len(left := [i for i in groups if groups[i]]) >= identities:

@@ -73,7 +73,7 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
     strips = tuple(_strips(album, snapshot, experiment))
     yield Progress("write_report", 2, 3, "sections")
     report = Report(
-        dataset=experiment.extract.dataset,
+        dataset=experiment.dataset,
         snapshot=snapshot.name,
         recipe=experiment.name,
         created=tables.now(),

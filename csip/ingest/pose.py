@@ -126,7 +126,7 @@ def _download(name: str, target: Path) -> Path:
         if os.environ.get(switch, "").strip().lower() in {"1", "true", "yes", "on", "y", "t"}:
             raise ConnectionError(f"not asked, because {switch} is set")
     if not _reachable(_MAKER):
-        raise ConnectionError(f"no answer within {_REACH_SECONDS:.0f} seconds")
+        raise ConnectionError(f"not reached; tried for at most {_REACH_SECONDS:g} seconds")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         fetched = Path(folder, name)

@@ -149,7 +149,13 @@ def _read_header(path: Path) -> CheckpointHeader:
             f"Checkpoint {path}: found format {metadata.get('format')!r}, expected {_FORMAT!r}. "
             "Name a file that this version of `csip train-csip` wrote."
         )
-    return from_plain(CheckpointHeader, json.loads(metadata["header"]))
+    try:
+        return from_plain(CheckpointHeader, json.loads(metadata.get("header", "null")))
+    except ValueError as error:
+        raise CheckpointError(
+            f"Checkpoint {path}: its header does not say how to build a network ({error}). "
+            "Use the CSIP version that wrote it, or train again."
+        ) from error
 
 
 def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader]:
@@ -166,12 +172,12 @@ def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader]:
             "The file was changed after it was written; train again or restore it."
         )
     header = _read_header(path)
-    model = build(header.spec)
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     try:
+        model = build(header.spec)
         model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"Checkpoint {path}: does not fit the network in its own header ({error}).") from error
     return model, header
 
@@ -179,7 +185,8 @@ def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader]:
 def encoder_digest(model: CsipReID, spec: ModelSpec) -> str:
     """Digest what decides a frame's feature: the image encoder's weights, the crop's size and normalisation.
 
-    The camera table is none of it: frame features are taken without cameras (method.md section 3).
+    The camera table is none of it: frame features are taken without cameras (method.md section 3). The number of
+    heads is: it changes what the same weights compute.
     """
     state = hashlib.sha256()
     for name, value in sorted(model.image_encoder.state_dict().items()):
@@ -187,5 +194,6 @@ def encoder_digest(model: CsipReID, spec: ModelSpec) -> str:
             continue
         state.update(name.encode())
         state.update(value.detach().cpu().contiguous().numpy().tobytes())
-    clip = spec.clip
-    return digest(state.hexdigest(), spec.model.image_encoder, clip.height, clip.width, clip.mean, clip.std)
+    m, clip = spec.model, spec.clip
+    crop = [clip.height, clip.width, clip.mean, clip.std]
+    return digest(state.hexdigest(), m.image_encoder, m.image_heads, crop)

@@ -34,12 +34,12 @@ def cache_features(
     digest = encoder_digest(network, header.spec)
     dataset = ClipDataset(snapshot, read_parts(snapshot, "train"), header.spec.clip)
     have = _known(tables.current(out.store, "frame_features"), digest)
-    todo = [
-        (part.tracklet_id, int(frame), int(row))
+    wanted = {
+        (part.tracklet_id, int(frame)): int(row)  # parts of one tracklet may overlap
         for part, frames in zip(dataset.parts, dataset.frames, strict=True)
         for frame, row in zip(frames.frame_index, frames.row, strict=True)
-        if (part.tracklet_id, int(frame)) not in have
-    ]
+    }
+    todo = [(*key, row) for key, row in wanted.items() if key not in have]
     for begin in range(0, len(todo), _COMMIT_FRAMES):
         some = todo[begin : begin + _COMMIT_FRAMES]
         done: list[FloatArray] = []
@@ -57,7 +57,9 @@ def cache_features(
             schema=TABLES["frame_features"],
         )
         tables.upsert(out.store, "frame_features", table)
-    return Outcome(tables.current(out.store, "frame_features"), {"encoded": len(todo), "already_there": len(have)})
+    return Outcome(
+        tables.current(out.store, "frame_features"), {"encoded": len(todo), "already_there": len(wanted) - len(todo)}
+    )
 
 
 def _known(ref: TableRef, digest: str) -> set[tuple[str, int]]:

@@ -34,7 +34,7 @@ def initialise(
     if len(pids) < 2:
         raise TooLittleDataError(
             f"Snapshot {snapshot.name}: found {len(pids)} people to train on, expected at least 2. "
-            "Add video, or lower extract.split.test_fraction."
+            "Add video, or lower split.test_fraction."
         )
     everyone = (*parts, *read_parts(snapshot, "query"), *read_parts(snapshot, "gallery"))
     spec = ModelSpec(
@@ -87,7 +87,7 @@ def pretrain_visual(
             identity = identity + cross_entropy(logits_v, moved.label, label_smoothing=smoothing)
             triplet = batch_hard_triplet(g, moved.label, margin=config.margin)
             triplet = triplet + batch_hard_triplet(v_bar, moved.label, margin=config.margin)
-            loss = identity + triplet
+            loss = identity + config.triplet_weight * triplet
             loop.require_finite(loss, "pretrain_visual", epoch, dataset, batch.part)
             optim.set_rate(optimizer, optim.pretrain_rate((epoch - 1 + i / len(plan)) / config.epochs, config))
             optim.step(optimizer, loss)

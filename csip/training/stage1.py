@@ -36,7 +36,7 @@ def stage1(
     A part without any valid skeleton is left out, and so is a clip whose drawn frames have none; both are counted.
 
     Raises:
-        TooLittleDataError: fewer than two parts have a skeleton.
+        TooLittleDataError: fewer than two parts, or than make one whole batch, have a skeleton.
     """
     network, header = load_checkpoint(checkpoint)
     device = resolve_device(runtime.device)
@@ -46,15 +46,16 @@ def stage1(
     dataset = ClipDataset(snapshot, parts, header.spec.clip, label)
     cached = read_features(features, network, dataset, encoder_digest(network, header.spec))
     usable = [i for i, frames in enumerate(dataset.frames) if frames.frame_mask.any()]
-    if len(usable) < 2:
+    least = config.batch_clips if config.drop_last else 2
+    if len(usable) < least:
         raise TooLittleDataError(
             f"Stage 1 pairs skeletons with pictures; found {len(usable)} of {len(parts)} training parts with a valid "
-            "skeleton, expected at least 2. Lower clip.joint_confidence or clip.min_joints, or add video."
+            f"skeleton, expected at least {least}. Lower clip.joint_confidence or clip.min_joints, or add video."
         )
     encoder = network.skeleton_encoder.train()
     optimizer = optim.adam(list(encoder.parameters()), weight_decay=config.weight_decay)
     stream = loop.stream(seed, "stage1")
-    clips, without = 0, 0
+    clips, without, alone = 0, 0, 0
     for epoch in range(1, config.epochs + 1):
         loop.seed_torch(stream, epoch)
         rng = np.random.default_rng([stream, epoch])
@@ -64,7 +65,8 @@ def stage1(
             drawn = [_draw(dataset, cached, usable[i], header.spec.clip.frames, rng) for i in batch]
             kept = [(part, *clip_) for part, clip_ in zip(batch, drawn, strict=True) if bool(clip_[2].any())]
             without += len(batch) - len(kept)
-            if len(kept) < 2:
+            if len(kept) < 2:  # nothing to compare it with
+                alone += len(kept)
                 continue
             part = torch.tensor([usable[int(i)] for i, *_ in kept])
             v_bar, skeleton, mask = (torch.stack(x).to(device) for x in list(zip(*kept, strict=True))[1:])
@@ -84,6 +86,7 @@ def stage1(
         "parts_without_skeleton": len(parts) - len(usable),
         "clips": clips,
         "clips_without_skeleton": without,
+        "clips_alone_in_batch": alone,
     }
     return Outcome(ref, counts)
 

@@ -1,0 +1,292 @@
+"""What every test stands on: an environment without network and telemetry, and a tiny published snapshot.
+
+The snapshot is made by hand through `csip.tables`, so that a test knows each pixel and joint of it: a crop's colour
+says which tracklet and which of its frames it shows, a skeleton's nose and wrist say the same in torso lengths.
+"""
+
+import atexit
+import dataclasses
+import io
+import os
+import shutil
+import tempfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Before any test imports csip, Prefect or ultralytics: they read it on import.
+_PREFECT_HOME = tempfile.mkdtemp(prefix="csip-tests-prefect-")
+atexit.register(shutil.rmtree, _PREFECT_HOME, ignore_errors=True)
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PREFECT_HOME": _PREFECT_HOME,
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "YOLO_OFFLINE": "true",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+# A standing person in torso lengths, root-centred, COCO-17: shoulders a torso above the hips.
+TEMPLATE = (
+    *((0.0, -1.6), (0.05, -1.65), (-0.05, -1.65), (0.1, -1.6), (-0.1, -1.6), (0.2, -1.0), (-0.2, -1.0)),
+    *((0.3, -0.5), (-0.3, -0.5), (0.3, 0.0), (-0.3, 0.0), (0.1, 0.0), (-0.1, 0.0)),
+    *((0.1, 0.8), (-0.1, 0.8), (0.1, 1.6), (-0.1, 1.6)),
+)
+NOSE, LEFT_WRIST = 0, 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """One tracklet of the tiny store; `parts` are (first position, last position), all of it where empty."""
+
+    tracklet_id: str
+    pid: int
+    camid: int
+    role: str
+    frames: tuple[int, ...]
+    parts: tuple[tuple[int, int], ...] = ()
+    without_row: tuple[int, ...] = ()  # positions that have no row in `skeletons`
+    unsure: tuple[int, ...] = ()  # positions whose every joint has confidence .1
+
+
+# Labels by ascending pid: 4 -> 0, 7 -> 1, 30 -> 2, 100 -> 3. Camera 2 never trains.
+WALKS = (
+    Walk("p30-a", 30, 0, "train", tuple(range(100, 109)), unsure=(3,)),
+    Walk("p30-b", 30, 1, "train", (0, 1, 2)),
+    Walk("p4-a", 4, 0, "train", (10, 11, 12, 15, 16, 17, 18)),
+    Walk("p4-b", 4, 1, "train", tuple(range(12)), parts=((0, 5), (6, 11))),
+    Walk("p100-a", 100, 0, "train", tuple(range(8))),
+    Walk("p100-b", 100, 1, "train", tuple(range(50, 58)), without_row=(0, 2, 3, 4, 5, 6, 7)),
+    Walk("p7-a", 7, 0, "train", tuple(range(6)), without_row=tuple(range(6))),
+    Walk("p7-b", 7, 1, "train", tuple(range(5)), unsure=tuple(range(5))),
+    Walk("p55-a", 55, 0, "query", tuple(range(6))),
+    Walk("p55-b", 55, 2, "gallery", tuple(range(6))),
+    Walk("p2-a", 2, 1, "query", tuple(range(7))),
+    Walk("p2-b", 2, 2, "gallery", tuple(range(7))),
+)
+
+
+def colour(number, position):
+    """RGB of the crop at a position of the numbered tracklet."""
+    return (10 + 20 * number, 10 + 12 * position, 128)
+
+
+def shown(pixels):
+    """Read tracklet number and position back from a crop (3, H, W) of values 0..255; JPEG shifts them a little."""
+    red, green = float(pixels[0].mean()), float(pixels[1].mean())
+    return round((red - 10) / 20), round((green - 10) / 12)
+
+
+def skeleton(number, position):
+    """(17, 2) root-centred, in torso lengths: the nose's x is the position, the left wrist's y the tracklet."""
+    points = np.array(TEMPLATE, dtype=np.float32)
+    points[NOSE, 0] = 0.1 * position
+    points[LEFT_WRIST, 1] = 0.05 * number
+    return points
+
+
+def crop_rows(number, walk):
+    for position, frame in enumerate(walk.frames):
+        image = io.BytesIO()
+        Image.new("RGB", (12, 20), colour(number, position)).save(image, format="JPEG", quality=95)
+        yield {
+            "tracklet_id": walk.tracklet_id,
+            "frame_index": frame,
+            "time": frame / 25,
+            "box": [30.0, 10.0, 70.0, 110.0],
+            "score": 0.9,
+            "media_type": "image/jpeg",
+            "image": image.getvalue(),
+        }
+
+
+def skeleton_rows(number, walk):
+    for position, frame in enumerate(walk.frames):
+        if position in walk.without_row:
+            continue
+        # People walk along, and each tracklet is seen from another distance.
+        points = np.array([50 + 3 * position, 60]) + (20 + number) * skeleton(number, position)
+        sure = 0.1 if position in walk.unsure else 0.9
+        yield {
+            "tracklet_id": walk.tracklet_id,
+            "frame_index": frame,
+            "extractor_digest": "e" * 64,
+            "layout": "coco17",
+            "keypoints": [[float(x), float(y), sure] for x, y in points],
+        }
+
+
+def split_rows(name, walk):
+    for first, last in walk.parts or ((0, len(walk.frames) - 1),):
+        yield {
+            "dataset": name,
+            "protocol": "tiny",
+            "split": "0",
+            "tracklet_id": walk.tracklet_id,
+            "first_frame": walk.frames[first],
+            "last_frame": walk.frames[last],
+            "role": walk.role,
+            "pid": walk.pid,
+            "camid": walk.camid,
+            "camera": f"cam{walk.camid}",
+        }
+
+
+def tracklet_row(walk):
+    first, last = walk.frames[0], walk.frames[-1]
+    return {
+        "tracklet_id": walk.tracklet_id,
+        "video_sha": f"{walk.camid:064d}",
+        "track_digest": "d" * 64,
+        "first_frame": first,
+        "last_frame": last,
+        "first_time": first / 25,
+        "last_time": last / 25,
+        "num_frames": len(walk.frames),
+        "keypoint_confidence": 0.9,
+        "pid": walk.pid,
+    }
+
+
+def video_row(camid):
+    return {
+        "video_sha": f"{camid:064d}",
+        "path": f"/videos/cam{camid}.mp4",
+        "bytes": 1000,
+        "codec": "h264",
+        "width": 640,
+        "height": 480,
+        "fps": 25.0,
+        "expected_frames": 200,
+        "num_frames": 200,
+        "duration": 8.0,
+        "status": "ok",
+        "reason": "",
+    }
+
+
+def publish_walks(store, walks, name):
+    """Write walks to a store and publish them; no table's rows lie in the order of its key, nor in another's."""
+    from csip import tables
+    from csip.types import Snapshot
+
+    tables.prepare_store(store)
+    numbered = list(enumerate(walks))
+    cameras = {walk.camid for walk in walks}
+    tables.upsert(store, "videos", tables.from_rows("videos", map(video_row, cameras)))
+    tables.upsert(store, "tracklets", tables.from_rows("tracklets", map(tracklet_row, walks)))
+    for half in (numbered[1::2], numbered[::2]):
+        rows = [row for number, walk in half for row in crop_rows(number, walk)]
+        tables.upsert(store, "crops", tables.from_rows("crops", rows[3:] + rows[:3]))
+    # Writing the first walk again moves its rows behind all others.
+    tables.upsert(store, "crops", tables.from_rows("crops", crop_rows(0, walks[0])))
+    poses = [row for number, walk in numbered for row in skeleton_rows(number, walk)]
+    tables.upsert(store, "skeletons", tables.from_rows("skeletons", poses[::-1]))
+    splits = [row for walk in walks for row in split_rows(name, walk)]
+    tables.upsert(store, "splits", tables.from_rows("splits", splits[::-1]))
+    pins = ("videos", "tracklets", "crops", "skeletons", "splits")
+    versions = {table: tables.current(store, table).version for table in pins}
+    snapshot = Snapshot(name, store, versions, digest="5" * 64)
+    tables.publish(snapshot, config={}, counts={}, videos=[f"{camid:064d}" for camid in cameras])
+    return snapshot
+
+
+def run_stage(stage):
+    """Run a stage function's generator to its end: its progress records and its outcome."""
+    records = []
+    while True:
+        try:
+            records.append(next(stage))
+        except StopIteration as end:
+            return records, end.value
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """How the tiny store is made, and the sections of a recipe that trains on it in a second."""
+    from csip.config import ClipConfig, ModelConfig, RuntimeConfig
+
+    return SimpleNamespace(
+        Walk=Walk,
+        walks=WALKS,
+        number={walk.tracklet_id: number for number, walk in enumerate(WALKS)},
+        colour=colour,
+        shown=shown,
+        skeleton=skeleton,
+        publish=publish_walks,
+        nose=NOSE,
+        left_wrist=LEFT_WRIST,
+        # Pixels come out as they are, over 255, so that a test can read a crop's colour back.
+        plain_clip=ClipConfig(frames=4, height=32, width=16, mean=(0, 0, 0), std=(1, 1, 1)),
+        clip=ClipConfig(frames=4, height=32, width=16),
+        model=ModelConfig(
+            image_encoder="vit_tiny_patch16_224",
+            image_weights="none",
+            image_depth=1,
+            image_width=32,
+            image_heads=2,
+            width=32,
+            joint_layers=1,
+            joint_heads=2,
+            joint_dropout=0.1,
+            graph_positions=4,
+            prototype_layers=1,
+            prototype_heads=2,
+            temporal_heads=2,
+        ),
+        runtime=RuntimeConfig(device="cpu", encode_batch=5),
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def run():
+    return run_stage
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshot(tmp_path_factory):
+    """The tiny store, published; shared by all tests, so nothing may write to it."""
+    return publish_walks(str(tmp_path_factory.mktemp("tiny") / "store"), WALKS, "tiny")
+
+
+@pytest.fixture
+def tiny_store(tmp_path):
+    """A tiny store of one's own."""
+    return publish_walks(str(tmp_path / "tiny-store"), WALKS, "tiny")
+
+
+@pytest.fixture
+def out(tmp_path):
+    """An empty store for a stage to write to."""
+    from csip import tables
+    from csip.types import Output
+
+    store = str(tmp_path / "out")
+    tables.prepare_store(store)
+    return Output(store, "run-1")
+
+
+@pytest.fixture(scope="session")
+def untrained(tiny, tiny_snapshot, tmp_path_factory):
+    """A checkpoint with initial weights for the tiny snapshot; read-only."""
+    from csip.training.pretrain import initialise
+    from csip.types import Output
+
+    store = str(tmp_path_factory.mktemp("untrained"))
+    return run_stage(initialise(Output(store, "run-0"), tiny_snapshot, tiny.clip, tiny.model, tiny.seed))[1].value
+
+
+@pytest.fixture(scope="session")
+def tiny_features(tiny, tiny_snapshot, untrained, tmp_path_factory):
+    """The features of the tiny snapshot under the untrained checkpoint; read-only."""
+    from csip import tables
+    from csip.training.features import cache_features
+    from csip.types import Output
+
+    store = str(tmp_path_factory.mktemp("features") / "store")
+    tables.prepare_store(store)
+    return run_stage(cache_features(Output(store, "run-0"), untrained, tiny_snapshot, tiny.runtime))[1].value
