@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from lance.commit import CommitConflictError
 
 from csip.errors import SchemaMismatchError, StoreError
 from csip.types import Snapshot, TableRef
@@ -72,11 +73,16 @@ def _try_open(uri: str) -> lance.LanceDataset | None:
 
 
 def _create(uri: str, schema: pa.Schema) -> None:
+    # One attempt: `lance.write_dataset` tries again over a table that another process has made in the meantime, and
+    # empties it.
+    nothing = lance.LanceOperation.Overwrite(schema, [])
     try:
-        lance.write_dataset(schema.empty_table(), uri, schema=schema, mode="create", enable_stable_row_ids=True)
-    except OSError as error:
-        # Another process may have made it in the meantime; then it is there, and that is all we want.
-        if "already exists" not in str(error).lower():
+        lance.LanceDataset.commit(
+            uri, nothing, read_version=0, max_retries=0, enable_stable_row_ids=True, enable_v2_manifest_paths=True
+        )
+    except (OSError, CommitConflictError):
+        # Somebody else was first; then it is there, and that is all we want.
+        if _try_open(uri) is None:
             raise
 
 

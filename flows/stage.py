@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_args, get_type_hints
 
-from prefect import Task, get_run_logger, task
+from prefect import State, Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
@@ -68,8 +68,17 @@ def stage(
     run.__name__ = name
     run.__doc__ = function.__doc__
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    made = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(run)
+    made = _StageTask(run, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
     return cast("Task[Concatenate[str, P], T]", made)
+
+
+class _StageTask(Task[Any, Any]):
+    """A task whose call gives the value even where its function returned a state, as a cached stage does."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task; with `return_state`, give its state."""
+        found = super().__call__(*args, **kwargs)
+        return found.result() if isinstance(found, State) and not kwargs.get("return_state") else found
 
 
 def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cached: bool) -> Any:

@@ -228,7 +228,7 @@ def _index_tracklets(
     at = np.array([pose_of.get(key, -1) for key in zip(ids, frame_index.tolist(), strict=True)], dtype=np.int64)
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else np.zeros(0, np.int64)
     out = {}
-    for begin, end in zip(starts, np.append(starts[1:], len(ids)), strict=True):
+    for begin, end in zip(starts, np.append(starts, len(ids))[1:], strict=True):
         span = slice(int(begin), int(end))
         raw = np.zeros((end - begin, len(layout.joints), 3), np.float32)
         raw[at[span] >= 0] = poses[at[span][at[span] >= 0]]

@@ -26,7 +26,6 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ from csip.device import resolve_device
 from csip.errors import WeightsError
 from csip.joints import COCO17
 from csip.types import Frames, People
+from csip.weights import cache_folder, cached_weights, local_weights
 
 _log = logging.getLogger(__name__)
 
@@ -51,11 +51,6 @@ _UNLOADABLE = (
     *(pickle.UnpicklingError, RuntimeError, LookupError, AttributeError),
     *(EOFError, TypeError, ValueError, ImportError, OSError),
 )
-
-
-def cache_folder() -> Path:
-    """Name the user's cache: the environment's CSIP_CACHE, else ~/.cache/csip."""
-    return Path(os.environ.get("CSIP_CACHE") or Path.home() / ".cache" / "csip").expanduser()
 
 
 @contextlib.contextmanager
@@ -94,16 +89,11 @@ def resolve_weights(name: str) -> Path:
     Raises:
         WeightsError: they are in none of these places, or could not be fetched.
     """
-    given, cached = Path(name).expanduser(), cache_folder() / "weights" / Path(name).name
-    if given.is_file():
-        return given
-    looked = [str(given.absolute())]
-    if len(given.parts) == 1:
-        shipped = Path(str(files("csip") / "assets" / name))
-        for place in (cached, shipped):
-            if place.is_file():
-                return place
-            looked.append(str(place))
+    found, looked = local_weights(name)
+    if found is not None:
+        return found
+    cached = cached_weights(Path(name).name)
+    if len(Path(name).parts) == 1:
         try:
             return _download(name, cached)
         except (OSError, ImportError, LookupError, MemoryError) as error:

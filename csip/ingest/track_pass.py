@@ -105,8 +105,11 @@ def read_detections(store: str, video_sha: str, detect_digest: str, num_frames: 
     score = np.asarray(table["score"], dtype=np.float32)
     boxes = tables.boxes_array(table["box"])
     keypoints = tables.keypoints_array(table["keypoints"], len(COCO17.joints))
-    bounds = np.searchsorted(np.asarray(table["frame_index"], dtype=np.int64), np.arange(num_frames + 1))
-    for index in range(num_frames):
+    frame_index = np.asarray(table["frame_index"], dtype=np.int64)
+    # A file damaged in its middle has holes in its numbering, so that its last frame may lie beyond their count.
+    end = max(num_frames, int(frame_index[-1]) + 1)
+    bounds = np.searchsorted(frame_index, np.arange(end + 1))
+    for index in range(end):
         span = slice(int(bounds[index]), int(bounds[index + 1]))
         yield index, People(boxes[span], score[span], keypoints[span])
 

@@ -22,6 +22,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from csip.errors import WeightsError
+from csip.weights import cached_weights, local_weights
 
 log = logging.getLogger(__name__)
 
@@ -166,18 +167,21 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> None:
 
     Args:
         encoder: as built; nothing in it changes when this raises.
-        source: a local .safetensors, .pt, .pth or .bin file with timm's tensor names; "timm" for the named model's
-            weights through timm's own download (and cache); "none" to do nothing.
+        source: a local .safetensors, .pt, .pth or .bin file with timm's tensor names; "timm" for the file
+            NAME.safetensors in the user's cache or this package, else timm's own download (and cache); "none" to do
+            nothing.
 
     Raises:
         WeightsError: no such file, no connection, or the tensors are not exactly the encoder's.
     """
     if source == "none":
         return
-    if source == "timm":
+    here, _ = local_weights(f"{encoder.name}.safetensors")
+    if source == "timm" and here is None:
         weights, where = _download(encoder.name), f"timm's weights of {encoder.name}"
     else:
-        weights, where = _read_file(Path(source)), source
+        path = here if source == "timm" and here is not None else Path(source)
+        weights, where = _read_file(path), str(path)
     state = _fit(encoder, weights, where)
     _require_exact(encoder, state, where)
     encoder.load_state_dict(state, strict=False)
@@ -189,9 +193,10 @@ def _download(name: str) -> dict[str, Tensor]:
         return dict(timm.create_model(name, pretrained=True).state_dict())
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(
-            f"Weights of {name}: sought through timm's download (Hugging Face hub and its local cache), found none: "
-            f"{str(error)[:300]} Connect once, or copy the model's model.safetensors here and name that file as "
-            "model.image_weights; model.image_weights=none starts from random weights."
+            f"Weights of {name}: found none in {', '.join(local_weights(f'{name}.safetensors')[1])}, nor "
+            f"through timm's download (Hugging Face hub and its cache): {str(error)[:300]} Connect once, copy the "
+            f"model's model.safetensors to {cached_weights(f'{name}.safetensors')}, or name it as model.image_weights; "
+            "model.image_weights=none starts from random weights."
         ) from error
 
 

@@ -75,7 +75,7 @@ OUTCOMES = [
 
 def other(value):
     """Some value of the same type that differs; for words, the caller picks."""
-    if isinstance(value, bool):
+    if isinstance(value, bool | None):
         return not value
     if isinstance(value, tuple):
         return (*value[:-1], value[-1] + 1)
@@ -90,7 +90,7 @@ def changed(section, field):
     elif dataclasses.is_dataclass(old):
         candidates = [changed(old, dataclasses.fields(old)[0])]
     else:
-        candidates = [other(old), *([old * 2] if not isinstance(old, tuple) else [])]
+        candidates = [other(old), *([old * 2] if isinstance(old, int | float) else [])]
     for value in candidates:
         try:
             return dataclasses.replace(section, **{field.name: value})
@@ -109,14 +109,18 @@ def test_an_override_changes_one_field_and_reads_it_as_its_own_type():
             "stage2.milestones=12,17",
             "model.temporal=false",
             "model.prototypes=gate",
-            "extract.track.min_frames=4",
+            "track.min_frames=4",
+            "evaluate.exclude_same_camera=true",
+            "runtime.stall_seconds=inf",
             "evaluate.ranks=1,3",
             "embed.histogram_bins=8,2,2",
         ],
     )
     assert (got.seed, got.stage1.learning_rate, got.stage2.milestones) == (7, 0.01, (12, 17))
     assert (got.model.temporal, got.model.prototypes) == (False, "gate")
-    assert (got.extract.track.min_frames, got.evaluate.ranks, got.embed.histogram_bins) == (4, (1, 3), (8, 2, 2))
+    assert (got.track.min_frames, got.evaluate.ranks, got.embed.histogram_bins) == (4, (1, 3), (8, 2, 2))
+    assert (got.evaluate.exclude_same_camera, got.runtime.stall_seconds) == (True, float("inf"))
+    assert with_overrides(got, ["evaluate.exclude_same_camera=none"]).evaluate.exclude_same_camera is None
     # Everything else is as it was, and so is what it was made from.
     assert dataclasses.replace(got.stage1, learning_rate=base.stage1.learning_rate) == base.stage1
     assert got.clip == base.clip
@@ -134,10 +138,10 @@ def test_an_empty_tuple_can_be_written():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("stage3.epochs=1", r"--set stage3\.epochs: found 'stage3', expected one of: name, seed, extract, clip"),
+        ("stage3.epochs=1", r"--set stage3\.epochs: found 'stage3', expected one of: name, seed, .*stage1, stage2"),
         ("stage1.epoch=1", r"found 'epoch', expected one of: epochs, batch_clips, learning_rate"),
         ("stage1=3", r"stage1 is a section; name one of its fields: epochs, batch_clips"),
-        ("extract.track=3", r"track is a section; name one of its fields: tracker"),
+        ("track=3", r"track is a section; name one of its fields: tracker"),
         ("seed.x=3", r"seed is a number or a word, not a section"),
         ("stage1.epochs", r"--set stage1\.epochs: expected section\.field=value"),
         ("=3", r"--set =3: expected section\.field=value"),
@@ -152,7 +156,6 @@ def test_an_empty_tuple_can_be_written():
         ("stage2.milestones=30,10", r"Stage2Config\.milestones: got \(30, 10\), expected ascending"),
         ("evaluate.ranks=0,1", r"EvaluateConfig\.ranks: got \(0, 1\), expected positive"),
         ("model.joint_heads=7", r"ModelConfig\.joint_heads: got 7, expected a divisor of width=512"),
-        ("extract.dataset=a/b", r"ExtractConfig\.dataset: got 'a/b', expected letters"),
         ("embed.histogram_bins=0,1,1", r"EmbedConfig\.histogram_bins: got \(0, 1, 1\), expected 1 or more"),
     ],
 )
@@ -275,6 +278,7 @@ def test_a_digest_is_the_same_under_every_hash_seed():
         (lambda: ModelConfig(prototype_heads=3), r"ModelConfig\.prototype_heads: got 3, expected a divisor"),
         (lambda: Stage2Config(identities=1), r"Stage2Config\.identities: got 1, expected 2 to 4096"),
         (lambda: EvaluateConfig(ranks=()), r"EvaluateConfig\.ranks: got \(\), expected positive"),
+        (lambda: config.ExtractConfig(dataset="a/b"), r"ExtractConfig\.dataset: got 'a/b', expected letters"),
         (lambda: config.TrackConfig(jpeg_quality=101), r"TrackConfig\.jpeg_quality: got 101, expected 1 to 100"),
         (lambda: config.SplitConfig(max_parts=1), r"SplitConfig\.max_parts: got 1, expected 2"),
         (lambda: config.DetectConfig(iou=1.5), r"DetectConfig\.iou: got 1\.5, expected 0 to 1"),

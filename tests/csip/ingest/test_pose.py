@@ -258,6 +258,8 @@ def test_offline_is_believed_at_once(monkeypatch, switch, value):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(urllib.request, "urlopen", never)
+    for name in ("YOLO_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(switch, value)
     message = rf"not found in .*weights/other-pose\.pt; .*assets/other-pose\.pt; https://.*because {switch} is set"
     with pytest.raises(WeightsError, match=message):

@@ -246,5 +246,20 @@ def test_no_connection_says_what_was_sought_and_what_to_do(monkeypatch):
 
     encoder = small()
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(WeightsError, match=r"Weights of vit_tiny_patch16_224: sought .* Connect once, or copy"):
+    with pytest.raises(WeightsError, match=r"Weights of vit_tiny_patch16_224: found none in .* Connect once, copy"):
         load_image_weights(encoder, "timm")
+
+
+def test_a_file_in_the_users_cache_goes_before_timms_download(monkeypatch, tmp_path):
+    def never(*_, **__):
+        raise OSError("asked for a download although the file is in the cache")
+
+    kept = small()
+    monkeypatch.setenv("CSIP_CACHE", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    state = {key.removeprefix("trunk."): value for key, value in kept.state_dict().items() if key.startswith("trunk.")}
+    save_file(state, tmp_path / "weights" / "vit_tiny_patch16_224.safetensors")
+    encoder = small()
+    monkeypatch.setattr(timm, "create_model", never)
+    load_image_weights(encoder, "timm")
+    assert torch.equal(encoder.trunk.blocks[0].mlp.fc1.weight, kept.trunk.blocks[0].mlp.fc1.weight)

@@ -1,0 +1,149 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csip.data.sampling import dense_windows, identity_batches, plain_batches, restricted_first, restricted_random
+from csip.errors import TooLittleDataError
+
+sizes = st.tuples(st.integers(1, 200), st.integers(1, 20), st.integers(0, 1000))
+
+
+def slow_chunks(n, t):
+    """datasets.md section 5, in words: ceil(n / T) frames a chunk, the list padded with its last frame."""
+    size = 1
+    while size * t < n:
+        size += 1
+    frames = list(range(n)) + [n - 1] * (size * t - n)
+    return [frames[i * size : (i + 1) * size] for i in range(t)]
+
+
+def test_a_test_clip_is_the_first_frame_of_each_chunk():
+    # n = 9, T = 8: chunks 01 23 45 67 8_ __ __ __, padded with frame 8.
+    assert restricted_first(9, 8).tolist() == [0, 2, 4, 6, 8, 8, 8, 8]
+    assert restricted_first(8, 8).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert restricted_first(16, 8).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert restricted_first(17, 8).tolist() == [0, 3, 6, 9, 12, 15, 16, 16]
+    assert restricted_first(1, 4).tolist() == [0, 0, 0, 0]
+
+
+def test_a_short_tracklet_gives_all_its_frames_then_the_last_again():
+    assert restricted_first(3, 8).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert restricted_random(3, 8, np.random.default_rng(0)).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+
+
+def test_dense_windows_follow_each_other_and_the_last_is_cycled():
+    assert dense_windows(8, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert dense_windows(9, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 8, 8, 8]]
+    assert dense_windows(7, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 4]]
+    assert dense_windows(3, 8).tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes)
+def test_a_training_clip_has_one_frame_of_each_chunk_in_order(case):
+    n, t, seed = case
+    got = restricted_random(n, t, np.random.default_rng(seed)).tolist()
+    assert len(got) == t
+    for frame, chunk in zip(got, slow_chunks(n, t), strict=True):
+        assert frame in chunk
+    assert got == sorted(got)
+    assert got == restricted_random(n, t, np.random.default_rng(seed)).tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes)
+def test_test_clips_and_dense_windows_are_those_of_the_slow_reference(case):
+    n, t, _ = case
+    assert restricted_first(n, t).tolist() == [chunk[0] for chunk in slow_chunks(n, t)]
+    windows = dense_windows(n, t).tolist()
+    starts = list(range(0, n, t))
+    assert len(windows) == len(starts)
+    for window, start in zip(windows, starts, strict=True):
+        own = list(range(start, min(start + t, n)))
+        assert window == [own[i % len(own)] for i in range(t)]
+
+
+def test_every_frame_of_a_chunk_is_drawn_about_equally_often():
+    rng = np.random.default_rng(0)
+    drawn = np.array([restricted_random(12, 4, rng) for _ in range(3000)])
+    for chunk in range(4):
+        counts = Counter(drawn[:, chunk].tolist())
+        assert sorted(counts) == [3 * chunk, 3 * chunk + 1, 3 * chunk + 2]
+        # A third of 3000 draws, within six standard deviations (26 each).
+        assert all(abs(count - 1000) < 160 for count in counts.values())
+
+
+@pytest.mark.parametrize(("n", "t"), [(0, 8), (5, 0)])
+def test_no_frames_make_no_clip(n, t):
+    for sample in (restricted_first, dense_windows, lambda n, t: restricted_random(n, t, np.random.default_rng(0))):
+        with pytest.raises(ValueError, match=rf"got n={n} frames and T={t}, expected 1 or more"):
+            sample(n, t)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 50), st.integers(1, 10), st.integers(0, 1000))
+def test_plain_batches_hold_every_item_once(n, size, seed):
+    batches = plain_batches(n, size, np.random.default_rng(seed))
+    assert sorted(i for batch in batches for i in batch) == list(range(n))
+    assert [len(batch) for batch in batches[:-1]] == [size] * max(0, len(batches) - 1)
+    whole = plain_batches(n, size, np.random.default_rng(seed), drop_last=True)
+    assert [len(batch) for batch in whole] == [size] * (n // size)
+    # Leaving the last batch out changes no other.
+    for one, other in zip(whole, batches, strict=False):
+        assert one.tolist() == other.tolist()
+
+
+labelled = st.tuples(
+    st.lists(st.integers(0, 8), min_size=1, max_size=60), st.integers(2, 4), st.integers(1, 5), st.integers(0, 1000)
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(labelled)
+def test_identity_batches_join_p_people_with_k_clips_each(case):
+    label, p, k, seed = case
+    have = Counter(label)
+    if len(have) < p:
+        with pytest.raises(TooLittleDataError, match=rf"A batch joins {p} people; found {len(have)} to train on"):
+            identity_batches(label, p, k, np.random.default_rng(seed))
+        return
+    batches = identity_batches(label, p, k, np.random.default_rng(seed))
+    groups = Counter()
+    used = Counter()
+    for batch in batches:
+        assert len(batch) == p * k
+        people = Counter(label[i] for i in batch)
+        assert sorted(people.values()) == [k] * p
+        groups.update(people.keys())
+        used.update(batch.tolist())
+        for start in range(0, p * k, k):
+            assert len({label[i] for i in batch[start : start + k]}) == 1
+    for identity, parts in have.items():
+        # Fewer than K give one group, with repetition; else every whole group of K once, the remainder never.
+        assert groups[identity] <= max(1, parts // k)
+        if parts >= k:
+            assert all(used[i] <= 1 for i, own in enumerate(label) if own == identity)
+    # The epoch ends only when fewer than P people have a group left.
+    left = [identity for identity, parts in have.items() if groups[identity] < max(1, parts // k)]
+    assert len(left) < p
+    again = identity_batches(label, p, k, np.random.default_rng(seed))
+    assert [b.tolist() for b in batches] == [b.tolist() for b in again]
+
+
+def test_an_identity_with_few_parts_gives_one_group_and_a_remainder_is_dropped():
+    # Ten parts of person 5, three of person 9, groups of four: two groups and one, so one batch of two people.
+    label = [5] * 10 + [9] * 3
+    (batch,) = identity_batches(label, 2, 4, np.random.default_rng(0))
+    assert sorted(label[i] for i in batch) == [5] * 4 + [9] * 4
+    assert {i for i in batch if label[i] == 9} <= {10, 11, 12}
+    assert len({i for i in batch if label[i] == 5}) == 4
+
+
+def test_the_order_in_which_people_come_does_not_follow_their_numbers():
+    batches = identity_batches([i for i in range(40) for _ in range(2)], 2, 2, np.random.default_rng(0))
+    assert len(batches) == 20
+    firsts = [int(batch[0]) // 2 for batch in batches]
+    assert firsts not in (sorted(firsts), sorted(firsts, reverse=True))

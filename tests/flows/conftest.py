@@ -1,0 +1,156 @@
+"""A Prefect server for the session, a few seconds of the shipped video, and one small build and training of it."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import pytest
+
+import csip
+from flows.__main__ import _ENVIRONMENT, main
+
+# As the command line does: before Prefect is imported.
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
+# The third group of pictures, where an image size of 640 finds four people that last.
+FIRST, TICKS = 500, 1024
+
+EXTRACT = (
+    "extract.detect.image_size=640",
+    "extract.split.min_part_frames=4",
+    "extract.split.gap_seconds=0.2",
+    "runtime.pose_engine=pytorch",
+    "runtime.device=cpu",
+)
+TRAIN = (
+    *("clip.frames=4", "clip.height=64", "clip.width=32"),
+    *("model.image_encoder=vit_tiny_patch16_224", "model.image_weights=none", "model.width=32"),
+    *("model.image_depth=1", "model.image_width=32", "model.image_heads=2"),
+    *("model.joint_layers=1", "model.joint_heads=2", "model.graph_positions=4"),
+    *("model.prototype_layers=1", "model.prototype_heads=2", "model.temporal_heads=2"),
+    *("pretrain.epochs=1", "pretrain.identities=2", "pretrain.clips_per_identity=2"),
+    *("stage1.epochs=2", "stage1.batch_clips=4"),
+    *("stage2.epochs=1", "stage2.identities=2", "stage2.clips_per_identity=2", "stage2.milestones=1"),
+    *("evaluate.ranks=1,2", "report.queries=1", "runtime.device=cpu"),
+)
+
+
+def copy_packets(target, count, *, faststart=True):
+    """Copy at least `count` frames from the middle of the shipped video, packet by packet: the pictures stay equal."""
+    flags = {"movflags": "+faststart"} if faststart else {}
+    with av.open(str(SHIPPED)) as source, av.open(str(target), "w", options=flags) as made:
+        stream = source.streams.video[0]
+        copied = made.add_stream_from_template(stream)
+        held = []
+        for packet in source.demux(stream):
+            # From the key frame on, and no further than to where no frame between is missing.
+            if packet.pts is None or packet.pts < FIRST * TICKS or not (held or packet.is_keyframe):
+                continue
+            held.append(packet)
+            if len(held) >= count and max(p.pts for p in held) == (FIRST + len(held) - 1) * TICKS:
+                break
+        for packet in held:
+            packet.pts, packet.dts, packet.stream = packet.pts - FIRST * TICKS, packet.dts - FIRST * TICKS, copied
+            made.mux(packet)
+    return target
+
+
+def sets(assignments):
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
+def _isolated(home):
+    return {"CSIP_CACHE": str(home / "cache"), "YOLO_OFFLINE": "true", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server(tmp_path_factory):
+    """One temporary Prefect server for all flows that run in this process, and no network."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _isolated(tmp_path_factory.mktemp("home")).items():
+            patch.setenv(name, value)
+        patch.delenv("CSIP_STORE", raising=False)
+        with prefect_test_harness(server_startup_timeout=120):
+            yield PREFECT_API_URL.value()
+
+
+@pytest.fixture
+def command(capfd):
+    """Run `csip` in this process: its exit code and what it wrote to standard output and standard error."""
+
+    def run(*words):
+        capfd.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as end:
+            code = end.code
+        told = capfd.readouterr()
+        return SimpleNamespace(code=code, out=told.out, err=told.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fresh_command(tmp_path_factory):
+    """Run the installed `csip` in a process of its own, with a Prefect server of its own or the one named."""
+    home = tmp_path_factory.mktemp("fresh")
+
+    def run(*words, cwd=home, **environment):
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+        program = Path(sys.executable).with_name("csip")
+        done = subprocess.run(
+            [str(program), *map(str, words)],
+            cwd=cwd,
+            env=inherited | {"PREFECT_HOME": str(home / "prefect"), **_isolated(home), **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory):
+    """Six seconds of the shipped video, with four people that last."""
+    return copy_packets(tmp_path_factory.mktemp("street") / "street.mp4", 60)
+
+
+@pytest.fixture(scope="session")
+def built(fresh_command, street, tmp_path_factory):
+    """The street, built by a fresh `csip build-skeletons`; read-only."""
+    store = tmp_path_factory.mktemp("built") / "store"
+    done = fresh_command("build-skeletons", street, "--store", store, "--json", *sets(EXTRACT))
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    return SimpleNamespace(store=store, snapshot=told["snapshot"], told=told, done=done)
+
+
+@pytest.fixture
+def own_store(built, tmp_path):
+    """A copy of the built store to write to."""
+    return Path(shutil.copytree(built.store, tmp_path / "own-store"))
+
+
+@pytest.fixture(scope="session")
+def trained(built, tmp_path_factory):
+    """The street's snapshot in a store of its own, after `csip train-csip`; read-only."""
+    store = Path(shutil.copytree(built.store, tmp_path_factory.mktemp("trained") / "store"))
+    words = ("train-csip", "video", "--snapshot", built.snapshot, "--store", str(store), "--json", *sets(TRAIN))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(list(words)) == 0
+    return SimpleNamespace(store=store, snapshot=built.snapshot, told=json.loads(out.getvalue()))

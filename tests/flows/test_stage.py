@@ -1,0 +1,290 @@
+"""What makes a cached stage stale and what does not; and what a child process may do to the flow it works for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from csip import lineage, tables
+from csip.config import EmbedConfig, RuntimeConfig, SplitConfig
+from csip.errors import StageError, TooLittleDataError
+from csip.types import EmbeddingsRef, FileRef, TableRef
+from flows.progress import LISTENER
+from flows.stage import stage
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """The toy stages, importable here and in the children."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        import toy_stages
+
+        yield toy_stages
+
+
+@pytest.fixture
+def store(tmp_path):
+    tables.prepare_store(str(tmp_path / "store"))
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def heard():
+    """Every record that reaches the command line's listener."""
+    records = []
+    token = LISTENER.set(records.append)
+    yield records
+    LISTENER.reset(token)
+
+
+def runs(store, name):
+    return tables.find_runs(store, f"stage = {tables.quote(name)}")
+
+
+def given(store, **changes):
+    """Arguments of `write_file`: references of several shapes, a section, a number, a runtime."""
+    embeddings = EmbeddingsRef(TableRef(f"{store}/embeddings.lance", 1), "d" * 64, "trained", "c" * 64)
+    parents = ((FileRef("/a", "a" * 64), FileRef("/b", "b" * 64)), (FileRef("/c", "c" * 64),))
+    return {
+        "parents": parents,
+        "embeddings": embeddings,
+        "config": EmbedConfig(),
+        "seed": 0,
+        "runtime": RuntimeConfig(device="cpu"),
+        **changes,
+    }
+
+
+@pytest.fixture
+def twice(toys, store):
+    """Run `write_file`, then again after a change; tell the second state's name and how often it ran in all."""
+    task = stage(toys.write_file, process=False, cached=True)
+    first = task(store, **given(store))
+
+    def again(**changes):
+        state = task(store, **given(store, **changes), return_state=True)
+        return SimpleNamespace(
+            state=state, name=state.name, ran=len(runs(store, "write_file")), first=first, second=state.result()
+        )
+
+    return again
+
+
+def test_the_same_inputs_are_not_worked_on_again(twice):
+    done = twice()
+    assert (done.name, done.ran) == ("Cached", 1)
+    assert done.state.is_completed()
+    assert done.second == done.first
+    assert isinstance(done.second, FileRef)
+
+
+def test_what_only_changes_the_speed_is_no_reason_to_run_again(twice):
+    done = twice(runtime=RuntimeConfig(device="cpu", encode_batch=1, stall_seconds=5, pose_engine="pytorch"))
+    assert (done.name, done.ran) == ("Cached", 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": EmbedConfig(sampling="dense")},
+        {"seed": 1},
+        {"parents": ((FileRef("/a", "a" * 64),), (FileRef("/c", "c" * 64),))},
+        {"parents": ((FileRef("/a", "a" * 64), FileRef("/b", "9" * 64)), (FileRef("/c", "c" * 64),))},
+        {"embeddings": EmbeddingsRef(TableRef("/s/embeddings.lance", 2), "d" * 64, "trained", "c" * 64)},
+    ],
+    ids=["section", "seed", "fewer references", "another file", "another version"],
+)
+def test_a_changed_input_runs_again(twice, change):
+    done = twice(**change)
+    assert (done.name, done.ran) == ("Completed", 2)
+    assert done.second.path != done.first.path
+
+
+def test_a_vanished_file_is_made_again(twice, store):
+    Path(runs(store, "write_file")[0].outputs["path"]).unlink()
+    done = twice()
+    assert (done.name, done.ran) == ("Completed", 2)
+    assert Path(done.second.path).is_file()
+    assert twice().name == "Cached", "the newest run counts"
+
+
+def test_a_vanished_table_version_is_made_again(toys, store):
+    task = stage(toys.write_table, process=False, cached=True)
+    first = task(store, SplitConfig())
+    assert task(store, SplitConfig()) == first
+    manifests = list(Path(first.uri, "_versions").iterdir())
+    newest = max(manifests, key=lambda path: path.stat().st_mtime_ns)
+    assert tables.exists(first)
+    newest.unlink()
+    assert not tables.exists(first)
+    state = task(store, SplitConfig(), return_state=True)
+    assert (state.name, len(runs(store, "write_table"))) == ("Completed", 2)
+    assert tables.exists(state.result())
+
+
+def test_a_changed_source_runs_again_and_a_changed_comment_does_not(tmp_path, store, monkeypatch):
+    package = tmp_path / "toyhouse"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    text = (HERE / "toy_stages.py").read_text(encoding="utf-8")
+    (package / "stages.py").write_text("from toyhouse import helper\n" + text.replace("from __future__", "# "))
+    helper = package / "helper.py"
+    helper.write_text('"""Add."""\ndef add(a, b):\n    return a + b\n')
+    (package / "unread.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(lineage, "_OURS", ("toyhouse",))
+    from toyhouse import stages
+
+    def name_after(path, text):
+        path.write_text(text)
+        lineage._parse_module.cache_clear()  # as in a process that starts after the edit
+        return stage(stages.write_table, process=False, cached=True)(store, SplitConfig(), return_state=True).name
+
+    try:
+        assert name_after(package / "unread.py", "x = 1\n") == "Completed"
+        assert name_after(helper, '"""Sum."""\n# A comment.\ndef add(a, b):\n    return (a + b)\n') == "Cached"
+        assert name_after(package / "unread.py", "x = 2\n") == "Cached"
+        assert name_after(helper, '"""Add."""\ndef add(a, b):\n    return a - b\n') == "Completed"
+    finally:
+        lineage._parse_module.cache_clear()
+    digests = [run.source_digest for run in runs(store, "write_table")]
+    assert len(set(digests)) == 2
+
+
+def test_a_stage_that_is_not_cached_runs_every_time(toys, store):
+    task = stage(toys.write_table, process=False, cached=False)
+    assert [task(store, SplitConfig(), return_state=True).name for _ in range(2)] == ["Completed"] * 2
+    assert len(runs(store, "write_table")) == 2
+
+
+def test_a_run_records_references_as_inputs_and_the_rest_as_config(twice, store):
+    done = twice()
+    (run,) = runs(store, "write_file")
+    assert set(run.inputs) == {"parents", "embeddings"}
+    assert run.inputs["parents"][0][1] == {"path": "/b", "sha256": "b" * 64}
+    assert run.inputs["embeddings"]["table"] == {"uri": f"{store}/embeddings.lance", "version": 1}
+    assert set(run.config) == {"config", "seed"}
+    assert run.config["config"] == {"sampling": "restricted", "histogram_bins": [16, 4, 4]}
+    assert run.outputs == {"path": done.first.path, "sha256": done.first.sha256}
+    assert run.counts == {"bytes": Path(done.first.path).stat().st_size, "left_out": {"too small": 3}}
+    assert run.weights == {"eyes.pt": "e" * 64}
+    assert 0 < run.seconds < 60
+    assert run.device == "cpu"
+    assert len(run.key) == len(run.source_digest) == 64
+
+
+def test_figures_of_epochs_are_kept_under_the_run(twice, store):
+    twice()
+    (run,) = runs(store, "write_file")
+    table = tables.read(tables.current(store, "metrics"), where=f"run_id = {tables.quote(run.run_id)}")
+    found = {(row["step"], row["name"]): (row["stage"], row["value"]) for row in table.to_pylist()}
+    expected = {(1, "loss"): 1.0, (2, "loss"): 0.5, (1, "rate"): 0.5, (2, "rate"): 0.5}
+    assert found == {key: ("write_file", value) for key, value in expected.items()}
+
+
+def test_a_run_that_failed_is_not_recorded_and_so_is_tried_again(toys, store):
+    task = stage(toys.refuse, process=False, cached=True)
+    for _ in range(2):
+        with pytest.raises(TooLittleDataError, match="Found 3 people in store, expected 4"):
+            task(store, "user", RuntimeConfig(device="cpu"))
+    assert runs(store, "refuse") == []
+
+
+def test_a_childs_records_arrive_in_order_whatever_is_printed_between(toys, store, heard):
+    task = stage(toys.write_from_child, process=True, cached=False)
+    ref = task(store, 4, 0.25, RuntimeConfig(device="cpu"))
+    assert [(r.stage, r.done, r.total, r.unit, r.values) for r in heard] == [
+        ("write_from_child", done, 4, "frames", {"rate": 2.0 * done}) for done in (1, 2, 3, 4)
+    ]
+    assert int(Path(ref.path).name) != os.getpid()
+    assert runs(store, "write_from_child")[0].counts == {"pid": int(Path(ref.path).name)}
+
+
+def test_records_that_come_too_fast_are_thinned_but_the_last_one_arrives(toys, store, heard):
+    ref = stage(toys.write_file, process=True, cached=False)(store, **given(store))
+    assert Path(ref.path).is_file()
+    assert heard[-1].done == heard[-1].total == 2
+
+
+def test_a_childs_user_error_comes_back_as_it_was_raised(toys, store):
+    with pytest.raises(TooLittleDataError) as caught:
+        stage(toys.refuse, process=True, cached=False)(store, "user", RuntimeConfig(device="cpu"))
+    assert type(caught.value) is TooLittleDataError
+    assert str(caught.value) == "Found 3 people in store, expected 4.\nAdd video: «street»."
+
+
+def test_a_childs_wrong_argument_stays_a_value_error(toys, store):
+    with pytest.raises(ValueError, match="Found 3 people in store, expected 4"):
+        stage(toys.refuse, process=True, cached=False)(store, "caller", RuntimeConfig(device="cpu"))
+
+
+def test_a_childs_bug_is_a_stage_error_that_shows_the_traceback(toys, store):
+    with pytest.raises(StageError, match=r"ended with code 1 and left no result(.|\n)*ZeroDivisionError"):
+        stage(toys.refuse, process=True, cached=False)(store, "program", RuntimeConfig(device="cpu"))
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit", "7"), ("kill", "-9")])
+def test_a_child_that_dies_leaves_its_last_words(toys, store, tmp_path, how, code):
+    mark = tmp_path / "mark"
+    with pytest.raises(StageError, match=rf"toy_stages:die.*code {code} (.|\n)*decoder: bad cast in layer 7(.|\n)*again"):
+        stage(toys.die, process=True, cached=False)(store, how, str(mark), RuntimeConfig(device="cpu"))
+    assert mark.is_file()
+    assert runs(store, "die") == []
+
+
+def is_alive(pid):
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+
+
+def test_a_child_that_hangs_is_killed(toys, store, tmp_path):
+    mark = tmp_path / "mark"
+    begun = time.monotonic()
+    with pytest.raises(StageError, match=r"reported nothing for 8 s and was killed(.|\n)*stall_seconds"):
+        stage(toys.die, process=True, cached=False)(
+            store, "hang", str(mark), RuntimeConfig(device="cpu", stall_seconds=8)
+        )
+    assert 8 <= time.monotonic() - begun < 60
+    assert mark.is_file(), "it was at work before it hung"
+    assert not is_alive(int(mark.read_text()))
+
+
+def test_a_child_does_not_outlive_the_process_it_works_for(toys, store, tmp_path, server):
+    mark = tmp_path / "mark"
+    program = (
+        "import sys; from csip.config import RuntimeConfig; from flows.stage import stage; import toy_stages\n"
+        "stage(toy_stages.die, process=True, cached=False)(*sys.argv[1:], RuntimeConfig(device='cpu'))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, store, "hang", str(mark)],
+        env=os.environ | {"PREFECT_API_URL": server, "PYTHONPATH": str(HERE)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: mark.is_file() and mark.read_text())
+        child = int(mark.read_text())
+        assert is_alive(child)
+        assert child != parent.pid
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    wait_for(lambda: not is_alive(child), seconds=20)

@@ -1,0 +1,76 @@
+"""Stage functions small enough to watch: each does one thing that a real stage may do, or may suffer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from csip import tables
+from csip.config import EmbedConfig, RuntimeConfig, SplitConfig
+from csip.errors import TooLittleDataError
+from csip.types import EmbeddingsRef, FileRef, Outcome, Output, Progress, Stage, TableRef
+
+
+def write_file(
+    out: Output,
+    parents: tuple[tuple[FileRef, ...], ...],
+    embeddings: EmbeddingsRef,
+    config: EmbedConfig,
+    seed: int,
+    runtime: RuntimeConfig,
+) -> Stage[FileRef]:
+    """Write what it was given to a file, in two epochs."""
+    for epoch in (1, 2):
+        yield Progress("write_file", epoch, 2, "epochs", {"loss": 1 / epoch, "rate": 0.5})
+    content = f"{parents} {config} {seed}".encode()
+    path = Path(out.store) / f"file-{out.run_id}"
+    path.write_bytes(content)
+    ref = FileRef(str(path), hashlib.sha256(content).hexdigest())
+    return Outcome(ref, {"bytes": len(content), "left_out": {"too small": 3}}, {"eyes.pt": "e" * 64})
+
+
+def write_table(out: Output, config: SplitConfig) -> Stage[TableRef]:
+    """Commit one row."""
+    yield Progress("write_table", 1, 1, "rows")
+    row = {"run_id": out.run_id, "step": 1, "name": "loss", "stage": "write_table", "value": 1.0}
+    return Outcome(tables.upsert(out.store, "metrics", tables.from_rows("metrics", [row])))
+
+
+def write_from_child(out: Output, frames: int, pause: float, runtime: RuntimeConfig) -> Stage[FileRef]:
+    """Report every frame, and talk to standard output as some libraries do."""
+    for done in range(1, frames + 1):
+        print('{"not": "a record"}')  # noqa: T201
+        os.write(1, b"a line from native code\n")
+        subprocess.run([sys.executable, "-c", "print('a line from a grandchild')"], check=True)
+        time.sleep(pause)
+        yield Progress("write_from_child", done, frames, "frames", {"rate": 2.0 * done})
+    path = Path(out.store) / f"{os.getpid()}"
+    path.write_text("done")
+    return Outcome(FileRef(str(path), "0" * 64), {"pid": os.getpid()})
+
+
+def refuse(out: Output, what: str, runtime: RuntimeConfig) -> Stage[FileRef]:
+    """Raise what a user, or a programmer, got wrong."""
+    yield Progress("refuse", 0, 1, "files")
+    kind = {"user": TooLittleDataError, "caller": ValueError, "program": ZeroDivisionError}[what]
+    raise kind(f"Found 3 people in {Path(out.store).name}, expected 4.\nAdd video: «street».")
+
+
+def die(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileRef]:
+    """End, or never end, as native code does; first say who it is in the file `mark`."""
+    yield Progress("die", 1, 3, "frames")
+    Path(mark).write_text(f"{os.getpid()}")
+    sys.stderr.write("decoder: bad cast in layer 7\n")
+    sys.stderr.flush()
+    if how == "exit":
+        os._exit(7)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+    yield Progress("die", 2, 3, "frames")
+    return Outcome(FileRef(mark, "0" * 64))
