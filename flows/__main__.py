@@ -83,14 +83,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _recipe(name: str, assignments: list[str]) -> Any:
     from csip.config import with_overrides
+    from csip.device import resolve_device
     from flows.recipes import RECIPES
 
     if name not in RECIPES:
         raise UsageError(f"found no recipe {name!r}; there are: {', '.join(RECIPES)}.")
     try:
-        return with_overrides(RECIPES[name](), assignments)
+        experiment = with_overrides(RECIPES[name](), assignments)
+        resolve_device(experiment.runtime.device)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return experiment
 
 
 class UsageError(Exception):
@@ -151,7 +154,12 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
     except UsageError as error:
         parser.error(str(error))
-    except CsipError as error:
+    except (CsipError, ValueError) as error:
+        from flows.child import OURS, raised_by
+
+        # A ValueError of our own says which value does not fit; any other is a bug and shows where.
+        if not isinstance(error, CsipError) and not raised_by(error, *OURS):
+            raise
         sys.stderr.write(f"csip {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:

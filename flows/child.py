@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, get_type_hints
@@ -21,6 +22,7 @@ from csip.config import from_plain, to_plain
 from csip.errors import CsipError
 from csip.types import Outcome, Output, Progress, Stage
 
+OURS = ("csip", "flows", "storage_schemas")
 _SECONDS_BETWEEN_RECORDS = 0.2
 
 
@@ -50,6 +52,12 @@ def call(function: Any, arguments: dict[str, Any]) -> Any:
     return function(**{name: from_plain(hints[name], value) for name, value in arguments.items()})
 
 
+def raised_by(error: BaseException, *packages: str) -> bool:
+    """Tell whether code of one of these packages raised it: their own message, not a bug further down."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(names) and names[-1].partition(".")[0] in packages
+
+
 def main() -> int:
     """Serve one request; exit 0 with a result, 3 with a user's error, 1 with a traceback on standard error."""
     # Libraries that print must not break the stream of records.
@@ -71,6 +79,8 @@ def main() -> int:
         outcome = run_stage(stage, out, name, tell)
     except (CsipError, ValueError) as error:
         if isinstance(error, ValueError):
+            if not raised_by(error, *OURS):
+                raise
             logging.getLogger(__name__).exception("%s", name)
         _write(manifest, {"error": type(error).__name__, "message": str(error)})
         return 3

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.text import Text
 
 from csip import tables
 from csip.config import Experiment, to_plain
+from csip.errors import CsipError
 from csip.evaluation.protocol import LABEL
 from csip.lineage import History, flatten
 from csip.models.checkpoints import checkpoint_ref
@@ -19,8 +23,34 @@ from csip.tables import RunRecord, quote
 from csip.types import ResultsRef, Snapshot
 from flows import terminal
 from flows.build_skeletons import build_skeletons
+from flows.child import raised_by
 from flows.evaluate_csip import evaluate_csip
 from flows.train_csip import Trained, train_csip
+
+
+class ServerError(CsipError):
+    """Prefect's server, which keeps the account of a flow, cannot be used."""
+
+
+@contextmanager
+def _watched(*, quiet: bool) -> Iterator[None]:
+    """Run a flow under progress bars.
+
+    Raises:
+        ServerError: Prefect's server cannot be reached, or its temporary one does not start.
+    """
+    try:
+        with terminal.progress_bars(quiet=quiet):
+            yield
+    except (RuntimeError, httpx.HTTPError) as error:
+        if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):
+            raise
+        url = os.environ.get("PREFECT_API_URL")
+        where, cure = (f"at {url}", "unset PREFECT_API_URL") if url else ("of this process", "set PREFECT_API_URL")
+        raise ServerError(
+            f"Prefect's server {where}: cannot be used ({error}). Expected one that answers; start one with "
+            f"`prefect server start`, look whether PREFECT_HOME can be written, or {cure}."
+        ) from error
 
 
 def demo(experiment: Experiment, store: str, *, as_json: bool) -> None:
@@ -57,7 +87,7 @@ def evaluate(checkpoint: Path, snapshot: str, experiment: Experiment, store: str
     """Run the flow "evaluate-csip"."""
     ref, begun = checkpoint_ref(checkpoint.resolve()), tables.now()
     tables.open_snapshot(store, snapshot)
-    with terminal.progress_bars(quiet=as_json):
+    with _watched(quiet=as_json):
         results = evaluate_csip(ref, snapshot, store, experiment.embed, experiment.evaluate, experiment.runtime)
     told = _tell_results(results, store, begun)
     if as_json:
@@ -96,7 +126,7 @@ def lineage(ref: str, store: str, *, as_json: bool) -> None:
 def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:
     begun = tables.now()
     tables.prepare_store(store)
-    with terminal.progress_bars(quiet=quiet):
+    with _watched(quiet=quiet):
         snapshot: Snapshot = build_skeletons(sources, store, camera, experiment.extract, experiment.runtime)
     done = tables.find_runs(store, f"started >= {quote(begun)}")
     listed = next(run.counts for run in reversed(done) if run.stage == "list_videos")
@@ -113,7 +143,7 @@ def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store:
 def _train(snapshot: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:
     begun = tables.now()
     tables.open_snapshot(store, snapshot)
-    with terminal.progress_bars(quiet=quiet):
+    with _watched(quiet=quiet):
         trained: Trained = train_csip(snapshot, store, experiment)
     told = _tell_results(trained.results, store, begun)
     return told | {"checkpoint": to_plain(trained.checkpoint), "report": to_plain(trained.report)}
