@@ -161,6 +161,8 @@ class History:
         self._makers: dict[tuple[str, str], list[RunRecord]] = {}
         for run in self.runs:
             for thing in _things(run.outputs):
+                if thing.kind == "video" and run.stage != "track_video":
+                    continue  # others name it; its rows are the tracking pass's, whose record tells of the detections
                 self._makers.setdefault((thing.kind, thing.name), []).append(run)
 
     def find(self, ref: str) -> Node:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 DEFAULT_STORE = "csip-store"
+_SECONDS_TO_LEAVE = 3.0
 
 # Read by Prefect when it is imported, so they are set before. All can be overridden from outside.
 _ENVIRONMENT = {
@@ -22,6 +26,7 @@ _ENVIRONMENT = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_FLOW_RUNS_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_TASK_RUNS_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
     # Prefect gives its temporary server 20 seconds; a busy machine needs more.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
@@ -150,8 +155,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from csip.errors import CsipError
 
+    interrupted = threading.Event()
     try:
-        args.run(args)
+        with _leaving_soon(args.command, interrupted):
+            args.run(args)
     except UsageError as error:
         parser.error(str(error))
     except (CsipError, ValueError) as error:
@@ -160,14 +167,42 @@ def main(argv: list[str] | None = None) -> int:
         # A ValueError of our own says which value does not fit; any other is a bug and shows where.
         if not isinstance(error, CsipError) and not raised_by(error, *OURS):
             raise
-        sys.stderr.write(f"csip {args.command}: {error}\n")
-        return 1
+        if not interrupted.is_set():
+            sys.stderr.write(f"csip {args.command}: {error}\n")
+            return 1
     except KeyboardInterrupt:
+        interrupted.set()
+    return 130 if interrupted.is_set() else 0
+
+
+@contextmanager
+def _leaving_soon(command: str, interrupted: threading.Event) -> Iterator[None]:
+    """Say at once that Ctrl-C was heard, and end within seconds of it.
+
+    Ctrl-C reaches Prefect's temporary server too, and Prefect would wait minutes for its answer.
+    """
+
+    def leave() -> None:
+        from flows import terminal
+
+        terminal.ERR.show_cursor()
+        os._exit(130)
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
         sys.stderr.write(
-            f"csip {args.command}: interrupted. What was committed stays; the same command goes on from there.\n"
+            f"csip {command}: interrupted. What was committed stays; the same command goes on from there.\n"
         )
-        return 130
-    return 0
+        timer = threading.Timer(_SECONDS_TO_LEAVE, leave)
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def run_stage(stage: Stage[Any], out: Output, name: str, tell: Any) -> Outcome[A
             record = next(stage)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        if record.unit == "epochs":
+        if record.unit == "epochs" and record.values:
             rows = [
                 {"run_id": out.run_id, "step": record.done, "name": key, "stage": name, "value": float(value)}
                 for key, value in record.values.items()

@@ -120,7 +120,7 @@ def lineage(ref: str, store: str, *, as_json: bool) -> None:
     if as_json:
         terminal.show_json(to_plain(node))
     else:
-        terminal.OUT.print(terminal.lineage_tree(node))
+        terminal.show_lineage(node)
 
 
 def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:

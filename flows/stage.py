@@ -9,6 +9,7 @@ because a refactor must not re-extract years of video.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
@@ -175,9 +176,10 @@ def _run_child(
         try:
             for reader in readers:
                 reader.start()
-            if child.stdin is not None:
-                child.stdin.write(json.dumps(request) + "\n")
-                child.stdin.flush()
+            # A child that died as it started reads nothing; its last words say why.
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
+                child.stdin.flush()  # type: ignore[union-attr]
             while (line := lines.get(timeout=stall)) is not None:
                 reporter(from_plain(Progress, json.loads(line)))
             child.wait(timeout=stall)

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -18,6 +17,7 @@ from csip.lineage import Node
 from flows.progress import LISTENER
 
 OUT = Console(highlight=False, soft_wrap=True)
+_UNFOLDED = 10_000
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -46,7 +46,9 @@ def progress_bars(*, quiet: bool) -> Iterator[None]:
         if record.stage not in ids:
             ids[record.stage] = bars.add_task(record.stage, total=None, unit=record.unit, values="")
         values = "  ".join(f"{name} {value:.3g}" for name, value in record.values.items())
-        bars.update(ids[record.stage], completed=record.done, total=record.total or None, values=values)
+        bars.update(ids[record.stage], completed=record.done, total=record.total or None)
+        if values:
+            bars.update(ids[record.stage], values=values)
 
     token = LISTENER.set(listen)
     try:
@@ -69,7 +71,7 @@ def facts(title: str, rows: Sequence[tuple[str, object]]) -> RenderableType:
 
 
 def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableType:
-    """Lay out one row an encoder: mAP, rank-k and how many queries counted.
+    """Lay out one row an encoder: mAP, rank-k and how many queries counted; lines are never cut to a width.
 
     Args:
         values: encoder -> name of a figure -> figure.
@@ -77,15 +79,20 @@ def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableT
     """
     names = {name for row in values.values() for name in row if name.startswith("rank-")}
     shown = ["mean_ap", *sorted(names, key=_rank_number)]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
-    table.add_column("encoder")
-    for name in shown:
-        table.add_column("mAP" if name == "mean_ap" else name, justify="right")
-    table.add_column("valid queries", justify="right")
+    rows = [["encoder", *("mAP" if name == "mean_ap" else name for name in shown), "valid queries"]]
     for encoder, row in sorted(values.items(), key=lambda item: -item[1]["mean_ap"]):
         figures = [f"{100 * row[name]:.1f} %" for name in shown]
-        table.add_row(encoder, *figures, f"{row['num_valid_queries']:.0f} of {row['num_queries']:.0f}")
-    return Group(Text(f"Scores ({label})", style="bold"), table, Text(""))
+        rows.append([encoder, *figures, f"{row['num_valid_queries']:.0f} of {row['num_queries']:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        Text(
+            "  "
+            + first.ljust(widths[0])
+            + "".join(f"    {cell:>{w}}" for cell, w in zip(rest, widths[1:], strict=True))
+        )
+        for first, *rest in rows
+    ]
+    return Group(Text(f"Scores ({label})", style="bold"), *lines, Text(""))
 
 
 def _rank_number(name: str) -> int:
@@ -98,11 +105,12 @@ def losses(curves: Mapping[str, Sequence[float]]) -> RenderableType:
     return facts("Losses", rows)
 
 
-def lineage_tree(node: Node) -> Tree:
-    """Draw a thing and all it was made from."""
+def show_lineage(node: Node) -> None:
+    """Draw a thing and all it was made from; a terminal folds long lines into the tree, a pipe gets them whole."""
     tree = Tree(_label(node))
     _grow(tree, node, set())
-    return tree
+    console = OUT if OUT.is_terminal else Console(highlight=False, width=_UNFOLDED)
+    console.print(tree, soft_wrap=False)
 
 
 def _grow(tree: Tree, node: Node, seen: set[tuple[str, str]]) -> None:

@@ -15,7 +15,7 @@ from storage_schemas import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("storage_schemas", "csip", "flows")
-GROUND = ("types", "config", "joints", "tables", "errors", "device", "lineage")
+GROUND = ("types", "config", "joints", "tables", "errors", "device", "lineage", "weights")
 BELOW_THE_ROOMS = {"storage_schemas", "ground"}
 MAY_IMPORT = {
     "storage_schemas": set(),

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from csip import tables
-from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
+from csip.config import DetectConfig, ExtractConfig, RuntimeConfig, to_plain
 from csip.ingest.pose import PoseModel
 from csip.ingest.records import ExtractDigests, FrameReader, Pass, detect_key, record_video
 from csip.ingest.video import VideoInfo
@@ -71,7 +71,7 @@ def detect_video(
         "model_seconds": round(model_seconds, 3),
         "engine": model.engine,
     }
-    this.record(out, config=config.detect, counts=counts, device=model.device)
+    this.record(out, config=to_plain(config.detect), counts=counts, device=model.device)
 
 
 def _load(config: DetectConfig, digests: ExtractDigests, runtime: RuntimeConfig, size: tuple[int, int]) -> PoseModel:

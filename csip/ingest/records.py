@@ -130,7 +130,7 @@ class Pass:
             key=self.key,
             inputs={"video": to_plain(self.video)},
             outputs={"video_sha": self.video.video_sha, **digests},
-            config=to_plain(config),
+            config=config,
             counts=counts,
             weights=dict(self.digests.weights),
             source_digest=f"extract-{EXTRACT_VERSION}",

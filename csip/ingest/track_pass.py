@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from csip import tables
-from csip.config import ExtractConfig, RuntimeConfig, digest
+from csip.config import ExtractConfig, RuntimeConfig, digest, to_plain
 from csip.errors import StoreError
 from csip.ingest.detect_pass import nobody
 from csip.ingest.records import ExtractDigests, FrameReader, Pass, detect_key, tracklet_id, tracklet_prefix
@@ -73,7 +73,8 @@ def track_video(
         "keypoint_confidence": round(float(np.concatenate(seen).mean()), 4) if seen else 0.0,
         "dropped": dict(result.dropped),
     }
-    return this.record(out, config=config.track, counts=counts, device="cpu")
+    settings = {"detect": to_plain(config.detect), "track": to_plain(config.track)}
+    return this.record(out, config=settings, counts=counts, device="cpu")
 
 
 def track_detections(

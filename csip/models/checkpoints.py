@@ -112,7 +112,8 @@ def save_checkpoint(model: CsipReID, header: CheckpointHeader, folder: Path) -> 
     """Write a checkpoint into `folder`, whole or not at all, under the name of its stage and content."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = json.dumps(to_plain(header), sort_keys=True)
-    content = save(tensors, metadata={"format": _FORMAT, "header": text})
+    # One entry only: safetensors writes several in an order that changes from call to call, and with it the bytes.
+    content = save(tensors, metadata={_FORMAT: text})
     sha = hashlib.sha256(content).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{header.stage}-{sha[:12]}.safetensors"
@@ -144,13 +145,13 @@ def _read_header(path: Path) -> CheckpointHeader:
         raise CheckpointError(
             f"Checkpoint {path}: cannot be read ({error}). Expected a .safetensors file that `csip train-csip` wrote."
         ) from error
-    if metadata.get("format") != _FORMAT:
+    if _FORMAT not in metadata:
         raise CheckpointError(
-            f"Checkpoint {path}: found format {metadata.get('format')!r}, expected {_FORMAT!r}. "
+            f"Checkpoint {path}: found metadata {sorted(metadata)}, expected {_FORMAT!r}. "
             "Name a file that this version of `csip train-csip` wrote."
         )
     try:
-        return from_plain(CheckpointHeader, json.loads(metadata.get("header", "null")))
+        return from_plain(CheckpointHeader, json.loads(metadata[_FORMAT]))
     except ValueError as error:
         raise CheckpointError(
             f"Checkpoint {path}: its header does not say how to build a network ({error}). "

@@ -10,7 +10,7 @@ from torch import Tensor
 from csip.config import digest
 from csip.data.clips import ClipDataset
 from csip.errors import CsipError
-from csip.types import ClipBatch
+from csip.types import ClipBatch, Progress
 
 
 def stream(seed: int, *names: object) -> int:
@@ -21,6 +21,11 @@ def stream(seed: int, *names: object) -> int:
 def seed_torch(seed: int, *names: object) -> None:
     """Set torch's generators (initial weights, dropout, sign flips) for a purpose, so that an epoch can be redone."""
     torch.manual_seed(stream(seed, *names))
+
+
+def heartbeat(stage: str, epoch: int, epochs: int) -> Progress:
+    """Say after a batch that the stage is alive: no epoch more is done, and there is no figure to keep."""
+    return Progress(stage, epoch - 1, epochs, "epochs")
 
 
 class Means:

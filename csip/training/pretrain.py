@@ -93,6 +93,7 @@ def pretrain_visual(
             optim.step(optimizer, loss)
             means.add(len(batch.label), loss=loss, identity=identity, triplet=triplet)
             clips += len(batch.label)
+            yield loop.heartbeat("pretrain_visual", epoch, config.epochs)
         rate = optimizer.param_groups[0]["lr"]
         yield Progress("pretrain_visual", epoch, config.epochs, "epochs", {**means.read(), "learning_rate": rate})
     child = CheckpointHeader(header.spec, "pretrain_visual", checkpoint.sha256, to_plain(config))

@@ -77,6 +77,7 @@ def stage1(
             optim.step(optimizer, loss)
             means.add(len(kept), loss=loss)
             clips += len(kept)
+            yield loop.heartbeat("stage1", epoch, config.epochs)
         rate = optimizer.param_groups[0]["lr"]
         yield Progress("stage1", epoch, config.epochs, "epochs", {**means.read(), "learning_rate": rate})
     child = CheckpointHeader(header.spec, "stage1", checkpoint.sha256, to_plain(config))

@@ -81,6 +81,7 @@ def stage2(
             means.add(len(batch.label), loss=losses.total, **{k: v for k, v in terms.items() if v is not None})
             clips += len(batch.label)
             without_skeleton += int((~batch.frame_mask.any(dim=1)).sum())
+            yield loop.heartbeat("stage2", epoch, config.epochs)
         values = {**means.read(), "learning_rate": config.learning_rate * factor}
         yield Progress("stage2", epoch, config.epochs, "epochs", values)
     child = CheckpointHeader(header.spec, "stage2", checkpoint.sha256, to_plain(config))

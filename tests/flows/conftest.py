@@ -19,15 +19,17 @@ from flows.__main__ import _ENVIRONMENT, main
 # As the command line does: before Prefect is imported.
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+# The tests call tasks outside of flows, too.
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
 # The third group of pictures, where an image size of 640 finds four people that last.
 FIRST, TICKS = 500, 1024
 
 EXTRACT = (
-    "extract.detect.image_size=640",
-    "extract.split.min_part_frames=4",
-    "extract.split.gap_seconds=0.2",
+    "detect.image_size=640",
+    "split.min_part_frames=4",
+    "split.gap_seconds=0.2",
     "runtime.pose_engine=pytorch",
     "runtime.device=cpu",
 )
@@ -64,8 +66,14 @@ def copy_packets(target, count, *, faststart=True):
     return target
 
 
-def sets(assignments):
-    return [word for assignment in assignments for word in ("--set", assignment)]
+def _sets(assignments):
+    return [word for assignment in assignments for word in ("--set", f"{assignment}")]
+
+
+@pytest.fixture(scope="session")
+def settings():
+    """Words for the command line: --set for each assignment, and those that make the street and its training small."""
+    return SimpleNamespace(sets=_sets, extract=_sets(EXTRACT), small=_sets((*EXTRACT, *TRAIN)))
 
 
 def _isolated(home):
@@ -125,16 +133,22 @@ def fresh_command(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def cut_video():
+    """Write frames of the shipped video to a file."""
+    return copy_packets
+
+
+@pytest.fixture(scope="session")
 def street(tmp_path_factory):
     """Six seconds of the shipped video, with four people that last."""
     return copy_packets(tmp_path_factory.mktemp("street") / "street.mp4", 60)
 
 
 @pytest.fixture(scope="session")
-def built(fresh_command, street, tmp_path_factory):
+def built(fresh_command, street, settings, tmp_path_factory):
     """The street, built by a fresh `csip build-skeletons`; read-only."""
     store = tmp_path_factory.mktemp("built") / "store"
-    done = fresh_command("build-skeletons", street, "--store", store, "--json", *sets(EXTRACT))
+    done = fresh_command("build-skeletons", street, "--store", store, "--json", *settings.extract)
     assert done.code == 0, done.err
     told = json.loads(done.out)
     return SimpleNamespace(store=store, snapshot=told["snapshot"], told=told, done=done)
@@ -147,10 +161,15 @@ def own_store(built, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def trained(built, tmp_path_factory):
-    """The street's snapshot in a store of its own, after `csip train-csip`; read-only."""
-    store = Path(shutil.copytree(built.store, tmp_path_factory.mktemp("trained") / "store"))
-    words = ("train-csip", "video", "--snapshot", built.snapshot, "--store", str(store), "--json", *sets(TRAIN))
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert main(list(words)) == 0
-    return SimpleNamespace(store=store, snapshot=built.snapshot, told=json.loads(out.getvalue()))
+def demo(built, street, settings, tmp_path_factory):
+    """What `csip demo` leaves behind, the street in the place of the shipped video; read-only."""
+    assets = tmp_path_factory.mktemp("package") / "assets"
+    assets.mkdir()
+    shutil.copy(street, assets / SHIPPED.name)
+    store = Path(shutil.copytree(built.store, tmp_path_factory.mktemp("demo") / "store"))
+    words = ["demo", "--out", str(store), "--json", *settings.small]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr("flows.commands.files", lambda _: assets.parent)
+        assert main(words) == 0
+    told = json.loads(out.getvalue())
+    return SimpleNamespace(store=store, snapshot=told["build"]["snapshot"], **told)

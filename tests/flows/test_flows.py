@@ -1,0 +1,313 @@
+"""The flows as Prefect sees them: named task runs, cached or failed states, artifacts; and equal rows on every run."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from prefect.client.orchestration import get_client
+
+import flows
+from csip import tables
+from csip.config import from_plain
+from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot, TableRef
+
+ROOT = Path(flows.__file__).resolve().parent.parent
+TRAINING = ["pretrain_visual", "cache_features", "stage1", "stage2"]
+AFTER = ["embed", "embed", "embed_histogram", "evaluate", "write_report"]
+RETURNS = {
+    "initialise": CheckpointRef,
+    "pretrain_visual": CheckpointRef,
+    "cache_features": TableRef,
+    "stage1": CheckpointRef,
+    "stage2": CheckpointRef,
+    "embed": EmbeddingsRef,
+    "embed_histogram": EmbeddingsRef,
+    "evaluate": ResultsRef,
+    "write_report": FileRef,
+}
+
+
+def ask(url, path, query):
+    """Ask a Prefect API: POST some JSON, get some JSON."""
+    request = urllib.request.Request(
+        f"{url}/{path}", json.dumps(query).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def flow_runs(url, store):
+    """Flow runs on a store, oldest first; the events that make their states are recorded a little later."""
+    found = ask(url, "flow_runs/filter", {"sort": "START_TIME_ASC"})
+    return [run for run in found if run["parameters"].get("store") == str(store)]
+
+
+def task_runs(url, flow_run, count):
+    """Names and state names of a flow run's tasks, in the order they started; they are recorded a little later."""
+    query = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    for _ in range(60):
+        found = ask(url, "task_runs/filter", query)
+        if len(found) >= count and all(run["state_type"] in ("COMPLETED", "FAILED") for run in found):
+            break
+        time.sleep(0.5)
+    return [(run["name"], run["state_name"]) for run in found]
+
+
+def artifacts(url, flow_run):
+    return ask(url, "artifacts/filter", {"flow_runs": {"id": {"any_": [flow_run["id"]]}}})
+
+
+def test_each_step_of_a_training_is_a_named_task_run(server, demo):
+    built, trained = flow_runs(server, demo.store)[:2]
+    assert (built["state_name"], trained["state_name"]) == ("Completed", "Completed")
+    # The street is in the store already, so no batch is extracted.
+    assert task_runs(server, built, 2) == [("list_videos", "Completed"), ("publish", "Completed")]
+    expected = [(name, "Completed") for name in ["initialise", *TRAINING, *AFTER]]
+    assert task_runs(server, trained, len(expected)) == expected
+
+
+def test_each_step_of_a_training_leaves_a_reference_that_opens(demo):
+    runs = tables.find_runs(str(demo.store), "true")
+    for name, kind in RETURNS.items():
+        found = [run for run in runs if run.stage == name]
+        assert len(found) == (2 if name == "embed" else 1)
+        for run in found:
+            ref = from_plain(kind, run.outputs)
+            if isinstance(ref, CheckpointRef | FileRef):
+                assert Path(ref.path).is_file()
+            else:
+                table = ref if isinstance(ref, TableRef) else ref.table
+                assert tables.count(table) > 0
+
+
+def test_a_training_shows_its_progress_in_the_ui(server, demo):
+    trained = flow_runs(server, demo.store)[1]
+    found = {artifact["key"]: artifact for artifact in artifacts(server, trained)}
+    assert {"pretrain-visual", "stage1", "stage2", "embed", "evaluate"} <= set(found)
+    for artifact in found.values():
+        assert (artifact["type"], artifact["data"]) == ("progress", 100.0)
+
+
+def test_a_flow_called_again_gives_the_same_references_from_cached_states(server, demo, settings):
+    from csip.config import with_overrides
+    from flows.recipes import RECIPES
+    from flows.train_csip import Trained, train_csip
+
+    experiment = with_overrides(RECIPES["demo"](), settings.small[1::2])
+    trained = train_csip(demo.snapshot, str(demo.store), experiment)
+    assert trained == Trained(
+        CheckpointRef(**demo.train["checkpoint"]), trained.results, FileRef(**demo.train["report"])
+    )
+    assert isinstance(trained.results, ResultsRef)
+    assert trained.results.run_id == demo.train["run_id"]
+    again = flow_runs(server, demo.store)[-1]
+    expected = [(name, "Cached") for name in ["initialise", *TRAINING, *AFTER]]
+    assert task_runs(server, again, len(expected)) == expected
+
+
+def test_a_build_gives_the_snapshot_it_published(own_store, built, street, settings):
+    from csip.config import with_overrides
+    from flows.build_skeletons import build_skeletons
+    from flows.recipes import RECIPES
+
+    experiment = with_overrides(RECIPES["video"](), settings.extract[1::2])
+    snapshot = build_skeletons((str(street),), str(own_store), "", experiment.extract, experiment.runtime)
+    assert isinstance(snapshot, Snapshot)
+    assert (snapshot.name, dict(snapshot.tables)) == (built.snapshot, built.told["tables"])
+
+
+def test_a_flow_that_fails_says_why_in_its_state(server, tmp_path, command, settings):
+    (tmp_path / "notes.mp4").write_text("no video")
+    command("build-skeletons", tmp_path / "notes.mp4", "--store", tmp_path / "store", *settings.extract)
+    (run,) = flow_runs(server, tmp_path / "store")
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run["id"]).state
+    assert state.is_failed()
+    assert "notes.mp4: 8 bytes that cannot be read as a video" in state.message
+    assert task_runs(server, run, 1) == [("list_videos", "Failed")]
+
+
+# ------------------------------------------------------------------------------------------------------ determinism
+
+
+def everything(store, dataset):
+    """What a build leaves, row for row, without what says when and where it ran."""
+    out = {
+        name: tables.read(tables.current(str(store), name)).to_pylist()
+        for name in ("detections", "tracklets", "crops", "skeletons")
+    }
+    out["splits"] = tables.read(tables.current(str(store), "splits"), where=f"dataset = '{dataset}'").to_pylist()
+    return out
+
+
+@pytest.mark.slow
+def test_equal_videos_give_equal_rows_and_equal_weights_in_any_order_and_hash_seed(
+    fresh_command, server, cut_video, settings, tmp_path
+):
+    long, short = cut_video(tmp_path / "long.mp4", 60), cut_video(tmp_path / "short.mp4", 35)
+    found = []
+    for hash_seed, names in (("1", ("a.mp4", "b.mp4")), ("77", ("b.mp4", "a.mp4"))):
+        home = tmp_path / f"run-{hash_seed}"
+        (home / "videos").mkdir(parents=True)
+        for video, name in zip((long, short), names, strict=True):
+            shutil.copy(video, home / "videos" / name)
+        common = {"PYTHONHASHSEED": hash_seed, "PREFECT_API_URL": server}
+        words = ("--store", home / "store", "--json")
+        built = fresh_command(
+            *("build-skeletons", home / "videos", "--camera", "one", *words, *settings.extract), **common
+        )
+        assert built.code == 0, built.err
+        name = json.loads(built.out)["snapshot"]
+        trained = fresh_command("train-csip", "demo", "--snapshot", name, *words, *settings.small, **common)
+        assert trained.code == 0, trained.err
+        new_rate = ("--set", "stage2.learning_rate=1e-7")
+        again = fresh_command("train-csip", "demo", "--snapshot", name, *words, *settings.small, *new_rate, **common)
+        assert again.code == 0, again.err
+        found.append(
+            SimpleNamespace(
+                name=name,
+                rows=everything(home / "store", name),
+                told=json.loads(trained.out),
+                again=json.loads(again.out),
+            )
+        )
+    one, other = found
+    assert one.name == other.name
+    for name in one.rows:
+        assert one.rows[name], name
+        assert one.rows[name] == other.rows[name], name
+    assert one.told["checkpoint"]["sha256"] == other.told["checkpoint"]["sha256"]
+    assert one.told["losses"] == other.told["losses"]
+    assert one.told["scores"] == other.told["scores"]
+    # A new rate of stage 2 does nothing again that comes before it.
+    assert [run["stage"] for run in one.again["stages"]] == ["stage2", "embed", "evaluate", "write_report"]
+    assert one.again["checkpoint"]["sha256"] == other.again["checkpoint"]["sha256"] != one.told["checkpoint"]["sha256"]
+
+
+# -------------------------------------------------------------------------------------------------- a server and worker
+
+
+class Processes:
+    """Programs started for a test, each in a group of its own, and ended with it."""
+
+    def __init__(self, folder, environment):
+        self.folder, self.environment, self._started = folder, environment, []
+
+    def start(self, *words):
+        log = (self.folder / f"{len(self._started)}-{Path(words[0]).name}.log").open("w")
+        process = subprocess.Popen(
+            list(map(str, words)),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._started.append((process, log))
+        return process
+
+    def run(self, *words):
+        done = subprocess.run(
+            list(map(str, words)),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def end(self):
+        for process, log in reversed(self._started):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            log.close()
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def real_server(tmp_path):
+    """A Prefect server as a user starts it, with a database, a port and a home of its own."""
+    port, folder = free_port(), tmp_path / "server"
+    folder.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_HOME": str(folder / "home"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }
+    processes = Processes(folder, environment)
+    prefect = Path(sys.executable).with_name("prefect")
+    server = processes.start(prefect, "server", "start", "--host", "127.0.0.1", "--port", port)
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{environment['PREFECT_API_URL']}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None, "the server ended"
+                assert time.monotonic() < end, "the server did not answer"
+                time.sleep(0.5)
+        yield SimpleNamespace(url=environment["PREFECT_API_URL"], processes=processes, prefect=prefect, folder=folder)
+    finally:
+        processes.end()
+
+
+@pytest.mark.slow
+def test_a_build_shows_on_a_real_server_and_runs_on_a_worker(real_server, street, settings, tmp_path):
+    processes, prefect, url = real_server.processes, real_server.prefect, real_server.url
+    csip = Path(sys.executable).with_name("csip")
+    typed = tmp_path / "typed"
+    told = json.loads(processes.run(csip, "build-skeletons", street, "--store", typed, "--json", *settings.extract))
+    (run,) = flow_runs(url, typed)
+    assert run["state_name"] == "Completed"
+    assert task_runs(url, run, 3) == [(name, "Completed") for name in ("list_videos", "extract_videos", "publish")]
+    shown = {artifact["key"]: artifact for artifact in artifacts(url, run)}
+    assert (shown["extract-videos"]["type"], shown["extract-videos"]["data"]) == ("progress", 100.0)
+
+    deploy = (
+        "from prefect import flow\n"
+        f"flow.from_source(source={str(ROOT)!r}, entrypoint='flows/build_skeletons.py:build_skeletons')"
+        ".deploy('build-skeletons', work_pool_name='machines', print_next_steps=False, ignore_warnings=True)"
+    )
+    processes.run(prefect, "work-pool", "create", "machines", "--type", "process")
+    processes.run(sys.executable, "-c", deploy)
+    processes.start(prefect, "worker", "start", "--pool", "machines")
+    worked = tmp_path / "worked"
+    parameters = {
+        "sources": [str(street)],
+        "store": str(worked),
+        "config": {"detect": {"image_size": 640}, "split": {"min_part_frames": 4, "gap_seconds": 0.2}},
+        "runtime": {"device": "cpu", "pose_engine": "pytorch"},
+    }
+    words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
+    processes.run(prefect, "deployment", "run", "build-skeletons/build-skeletons", "--watch", *words)
+    (run,) = flow_runs(url, worked)
+    assert run["state_name"] == "Completed"
+    assert run["deployment_id"] is not None
+    assert tables.open_snapshot(str(worked), told["snapshot"]).name == told["snapshot"]
+    assert everything(worked, told["snapshot"]) == everything(typed, told["snapshot"])
