@@ -9,7 +9,9 @@ import dataclasses
 import io
 import os
 import shutil
+import subprocess
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -196,13 +198,15 @@ def publish_walks(store, walks, name):
 
 
 def run_stage(stage):
-    """Run a stage function's generator to its end: its progress records and its outcome."""
+    """Run a stage function's generator to its end: its progress records, heartbeats left out, and its outcome."""
     records = []
     while True:
         try:
-            records.append(next(stage))
+            record = next(stage)
         except StopIteration as end:
             return records, end.value
+        if record.values or record.unit != "epochs":
+            records.append(record)
 
 
 @pytest.fixture(scope="session")
@@ -302,3 +306,37 @@ def tiny_features(tiny, tiny_snapshot, untrained, tmp_path_factory):
     store = str(tmp_path_factory.mktemp("features") / "store")
     tables.prepare_store(store)
     return run_stage(cache_features(Output(store, "run-0"), untrained, tiny_snapshot, tiny.runtime))[1].value
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """Run headless Chromium on a page, with a profile of its own; return what it wrote to standard output."""
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found is None:
+        pytest.fail(
+            f"No Chromium on this machine: looked for {', '.join(CHROMIUM)} on PATH={os.environ.get('PATH')}. "
+            "Install it (`apt-get install chromium`); this test must see the page, so it does not skip."
+        )
+
+    def run(page, *options):
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        command = [found, *FLAGS, profile, *options, Path(page).as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            pytest.fail(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+        return done.stdout
+
+    return run

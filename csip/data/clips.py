@@ -80,7 +80,9 @@ def joint_layout(snapshot: Snapshot) -> JointLayout:
     Raises:
         StoreError: it holds none, more than one, or one that this version does not know.
     """
-    names = sorted(set(read(pinned(snapshot, "skeletons"), ["layout"])["layout"].to_pylist()))
+    own = read(pinned(snapshot, "splits"), where=f"dataset = {quote(snapshot.name)}")["tracklet_id"]
+    table = read(pinned(snapshot, "skeletons"), ["layout"])
+    names = sorted(set(table.filter(pc.is_in(table["tracklet_id"], value_set=own))["layout"].to_pylist()))
     if len(names) != 1 or names[0] not in LAYOUTS:
         raise StoreError(
             f"Snapshot {snapshot.name}: found skeletons of layouts {names}, expected one of {sorted(LAYOUTS)}. "
@@ -111,9 +113,9 @@ class ClipDataset(Dataset[ClipBatch]):
         """
         self.parts = tuple(parts)
         self.clip = clip
-        self.label = label
         self.layout = joint_layout(snapshot)
         self._crops = Rows(pinned(snapshot, "crops"))
+        self.labels = tuple(-1 if label is None else label[part.pid] for part in self.parts)
         wanted = {part.tracklet_id for part in self.parts}
         tracklets = _index_tracklets(self._crops, Rows(pinned(snapshot, "skeletons")), wanted, self.layout, clip)
         self.frames = tuple(_cut(part, tracklets) for part in self.parts)
@@ -156,13 +158,12 @@ class ClipDataset(Dataset[ClipBatch]):
             crops.append(clip)
             skeletons.append(skeleton)
             masks.append(torch.from_numpy(frames.frame_mask[at]))
-        parts = [self.parts[request.part] for request in requests]
         return ClipBatch(
             crops=transforms.normalise_crops(torch.stack(crops), self.clip),
             skeleton=torch.stack(skeletons),
             frame_mask=torch.stack(masks),
-            label=torch.tensor([-1 if self.label is None else self.label[part.pid] for part in parts]),
-            camid=torch.tensor([part.camid for part in parts]),
+            label=torch.tensor([self.labels[request.part] for request in requests]),
+            camid=torch.tensor([self.parts[request.part].camid for request in requests]),
             part=torch.tensor([request.part for request in requests]),
         )
 
@@ -265,11 +266,10 @@ def identity_requests(
     dataset: ClipDataset, identities: int, clips_per_identity: int, *, seed: int, epoch: int
 ) -> list[list[ClipRequest]]:
     """Plan an epoch of P x K training batches: a pure function of the parts, the seed and the epoch."""
-    if dataset.label is None:
+    if -1 in dataset.labels:
         raise ValueError("identity_requests: got a data set without labels, expected one made with `label`.")
     rng = np.random.default_rng([seed, epoch])
-    label = [dataset.label[part.pid] for part in dataset.parts]
     return [
         [ClipRequest(int(part), None, augment=True, seed=int(rng.integers(2**62))) for part in batch]
-        for batch in sampling.identity_batches(label, identities, clips_per_identity, rng)
+        for batch in sampling.identity_batches(dataset.labels, identities, clips_per_identity, rng)
     ]

@@ -5,10 +5,12 @@ Shapes: T frames, J joints, (3, H, W) a crop.
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
 
 from csip.config import ClipConfig
@@ -31,12 +33,13 @@ def decode_crop(image: bytes, where: str) -> Tensor:
         StoreError: the bytes are no picture.
     """
     try:
-        pixels: Tensor = decode_image(torch.frombuffer(bytearray(image), dtype=torch.uint8), ImageReadMode.RGB)
-    except (RuntimeError, ValueError) as error:
+        with Image.open(io.BytesIO(image)) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
         raise StoreError(
             f"Crop {where}: {len(image)} bytes that are no JPEG or PNG ({error}). Extract its video again."
         ) from error
-    return pixels
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def resize_crop(pixels: Tensor, clip: ClipConfig) -> Tensor:

@@ -18,6 +18,7 @@ from csip.data.clips import ClipDataset, ClipRequest, read_parts
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
 from csip.evaluation.histogram import color_histogram
+from csip.lineage import source_digest
 from csip.models.checkpoints import CheckpointHeader, load_checkpoint
 from csip.models.reid import CsipReID
 from csip.types import (
@@ -63,7 +64,7 @@ def embed(
     device = resolve_device(runtime.device)
     network.to(device).eval()
     dataset = ClipDataset(snapshot, _test_parts(snapshot), clip)
-    encoder_digest = digest("embed", checkpoint.sha256, config.sampling)
+    encoder_digest = digest("embed", checkpoint.sha256, config.sampling, source_digest(__name__))
     ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, encoder, checkpoint.sha256)
     windows = sampling.dense_windows if config.sampling == "dense" else _first_of_chunks
     clips_a_call = max(1, runtime.encode_batch // clip.frames)
@@ -78,7 +79,7 @@ def embed(
 def embed_histogram(out: Output, snapshot: Snapshot, config: EmbedConfig) -> Stage[EmbeddingsRef]:
     """Stage `embed_histogram`: the HSV colour histogram of every query and gallery part's crops, all frames."""
     dataset = ClipDataset(snapshot, _test_parts(snapshot), ClipConfig())
-    encoder_digest = digest("hsv-histogram", config.histogram_bins)
+    encoder_digest = digest("hsv-histogram", config.histogram_bins, source_digest(__name__))
     ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, "hsv-histogram", "")
 
     def feature(index: int) -> FloatArray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from safetensors.torch import save
 from csip.config import ClipConfig, ModelConfig, digest, from_plain, to_plain
 from csip.errors import CheckpointError
 from csip.joints import LAYOUTS
+from csip.lineage import source_digest
 from csip.models.image_encoder import ImageEncoder, load_image_weights
 from csip.models.reid import CsipReID
 from csip.models.skeleton_encoder import SkeletonEncoder
@@ -115,13 +115,21 @@ def save_checkpoint(model: CsipReID, header: CheckpointHeader, folder: Path) -> 
     # One entry only: safetensors writes several in an order that changes from call to call, and with it the bytes.
     content = save(tensors, metadata={_FORMAT: text})
     sha = hashlib.sha256(content).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{header.stage}-{sha[:12]}.safetensors"
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
+    part = folder / f".{path.stem}-{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"Checkpoint {path}: {len(content)} bytes could not be written ({error}). Free space or mend the "
+            "permissions, and run the same command again."
+        ) from error
     return CheckpointRef(str(path), sha)
 
 
@@ -187,7 +195,7 @@ def encoder_digest(model: CsipReID, spec: ModelSpec) -> str:
     """Digest what decides a frame's feature: the image encoder's weights, the crop's size and normalisation.
 
     The camera table is none of it: frame features are taken without cameras (method.md section 3). The number of
-    heads is: it changes what the same weights compute.
+    heads is: it changes what the same weights compute. So is the code that decodes, resizes and encodes a crop.
     """
     state = hashlib.sha256()
     for name, value in sorted(model.image_encoder.state_dict().items()):
@@ -197,4 +205,5 @@ def encoder_digest(model: CsipReID, spec: ModelSpec) -> str:
         state.update(value.detach().cpu().contiguous().numpy().tobytes())
     m, clip = spec.model, spec.clip
     crop = [clip.height, clip.width, clip.mean, clip.std]
-    return digest(state.hexdigest(), m.image_encoder, m.image_heads, crop)
+    code = [source_digest(name) for name in ("csip.models.image_encoder", "csip.data.transforms")]
+    return digest(state.hexdigest(), m.image_encoder, m.image_heads, crop, code)

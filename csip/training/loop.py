@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from csip.config import digest
-from csip.data.clips import ClipDataset
-from csip.errors import CsipError
-from csip.types import ClipBatch, Progress
+from csip.data.clips import ClipDataset, label_of_pid, read_parts
+from csip.errors import CheckpointError, CsipError
+from csip.models.checkpoints import CheckpointHeader
+from csip.types import ClipBatch, Progress, Snapshot
 
 
 def stream(seed: int, *names: object) -> int:
@@ -21,6 +22,24 @@ def stream(seed: int, *names: object) -> int:
 def seed_torch(seed: int, *names: object) -> None:
     """Set torch's generators (initial weights, dropout, sign flips) for a purpose, so that an epoch can be redone."""
     torch.manual_seed(stream(seed, *names))
+
+
+def training_data(snapshot: Snapshot, header: CheckpointHeader) -> ClipDataset:
+    """Open a snapshot's training parts, labelled as the checkpoint was built for them.
+
+    Raises:
+        CheckpointError: the checkpoint was built for other people or another joint layout.
+    """
+    parts = read_parts(snapshot, "train")
+    label = label_of_pid(parts)
+    dataset = ClipDataset(snapshot, parts, header.spec.clip, label)
+    if tuple(label) != header.spec.pids or dataset.layout.name != header.spec.layout:
+        raise CheckpointError(
+            f"Snapshot {snapshot.name}: found {len(label)} people to train on with {dataset.layout.name} skeletons, "
+            f"expected the {len(header.spec.pids)} people and {header.spec.layout} skeletons that the checkpoint was "
+            "built for. Train from the start on this snapshot."
+        )
+    return dataset
 
 
 def heartbeat(stage: str, epoch: int, epochs: int) -> Progress:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.nn.functional import cross_entropy
 
 from csip.config import ClipConfig, ModelConfig, PretrainConfig, RuntimeConfig, to_plain
-from csip.data.clips import ClipDataset, identity_requests, joint_layout, label_of_pid, load_batches, read_parts
+from csip.data.clips import identity_requests, joint_layout, label_of_pid, load_batches, read_parts
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
 from csip.models.checkpoints import CheckpointHeader, ModelSpec, initial, load_checkpoint, save_checkpoint
@@ -68,8 +68,7 @@ def pretrain_visual(
     network, header = load_checkpoint(checkpoint)
     device = resolve_device(runtime.device)
     network.to(device).train()
-    parts = read_parts(snapshot, "train")
-    dataset = ClipDataset(snapshot, parts, header.spec.clip, label_of_pid(parts))
+    dataset = loop.training_data(snapshot, header)
     trained = [network.image_encoder, network.head_g, network.head_v]
     parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
     optimizer = optim.adam(parameters, weight_decay=config.weight_decay)
@@ -98,4 +97,4 @@ def pretrain_visual(
         yield Progress("pretrain_visual", epoch, config.epochs, "epochs", {**means.read(), "learning_rate": rate})
     child = CheckpointHeader(header.spec, "pretrain_visual", checkpoint.sha256, to_plain(config))
     ref = save_checkpoint(network, child, Path(out.store) / "checkpoints")
-    return Outcome(ref, {"parts": len(parts), "clips": clips})
+    return Outcome(ref, {"parts": len(dataset), "clips": clips})

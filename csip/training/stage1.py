@@ -12,7 +12,7 @@ import torch
 
 from csip.config import RuntimeConfig, Stage1Config, to_plain
 from csip.data import sampling
-from csip.data.clips import ClipDataset, label_of_pid, read_parts
+from csip.data.clips import ClipDataset
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
 from csip.models.checkpoints import CheckpointHeader, encoder_digest, load_checkpoint, save_checkpoint
@@ -41,15 +41,13 @@ def stage1(
     network, header = load_checkpoint(checkpoint)
     device = resolve_device(runtime.device)
     network.to(device).eval()
-    parts = read_parts(snapshot, "train")
-    label = label_of_pid(parts)
-    dataset = ClipDataset(snapshot, parts, header.spec.clip, label)
+    dataset = loop.training_data(snapshot, header)
     cached = read_features(features, network, dataset, encoder_digest(network, header.spec))
     usable = [i for i, frames in enumerate(dataset.frames) if frames.frame_mask.any()]
     least = config.batch_clips if config.drop_last else 2
     if len(usable) < least:
         raise TooLittleDataError(
-            f"Stage 1 pairs skeletons with pictures; found {len(usable)} of {len(parts)} training parts with a valid "
+            f"Stage 1 pairs skeletons with pictures; found {len(usable)} of {len(dataset)} training parts with a valid "
             f"skeleton, expected at least {least}. Lower clip.joint_confidence or clip.min_joints, or add video."
         )
     encoder = network.skeleton_encoder.train()
@@ -70,7 +68,7 @@ def stage1(
                 continue
             part = torch.tensor([usable[int(i)] for i, *_ in kept])
             v_bar, skeleton, mask = (torch.stack(x).to(device) for x in list(zip(*kept, strict=True))[1:])
-            labels = torch.tensor([label[parts[int(i)].pid] for i in part], device=device)
+            labels = torch.tensor([dataset.labels[int(i)] for i in part], device=device)
             _, s_bar = encoder(skeleton, mask)
             loss = contrastive_pair(v_bar, s_bar, labels, temperature=config.temperature, normalize=config.normalize)
             loop.require_finite(loss, "stage1", epoch, dataset, part)
@@ -84,7 +82,7 @@ def stage1(
     ref = save_checkpoint(network, child, Path(out.store) / "checkpoints")
     counts = {
         "parts": len(usable),
-        "parts_without_skeleton": len(parts) - len(usable),
+        "parts_without_skeleton": len(dataset) - len(usable),
         "clips": clips,
         "clips_without_skeleton": without,
         "clips_alone_in_batch": alone,

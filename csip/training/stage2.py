@@ -13,7 +13,7 @@ from torch import Tensor
 
 from csip.config import RuntimeConfig, Stage2Config, to_plain
 from csip.data import sampling
-from csip.data.clips import ClipDataset, identity_requests, label_of_pid, load_batches, read_parts
+from csip.data.clips import ClipDataset, identity_requests, load_batches
 from csip.device import resolve_device
 from csip.models.checkpoints import CheckpointHeader, encoder_digest, load_checkpoint, save_checkpoint
 from csip.models.prototypes import mean_by_label
@@ -41,11 +41,10 @@ def stage2(
     network, header = load_checkpoint(checkpoint)
     device = resolve_device(runtime.device)
     network.to(device)
-    parts = read_parts(snapshot, "train")
-    dataset = ClipDataset(snapshot, parts, header.spec.clip, label_of_pid(parts))
+    dataset = loop.training_data(snapshot, header)
     digest = encoder_digest(network, header.spec)
     stream = loop.stream(seed, "stage2")
-    counts: dict[str, int | float | str] = {"parts": len(parts)}
+    counts: dict[str, int | float | str] = {"parts": len(dataset)}
     if network.prototype_updater is not None:
         cached = read_features(features, network, dataset, digest)
         visual, skeleton, without = make_prototypes(network, dataset, cached, loop.stream(stream, "prototypes"), device)
@@ -53,7 +52,7 @@ def stage2(
         counts["people_without_skeleton"] = without
     network.train()
     if config.freeze_skeleton_encoder:
-        network.skeleton_encoder.requires_grad_(False)
+        network.skeleton_encoder.requires_grad_(False).eval()
     optimizer = optim.adam(optim.stage2_groups(network, config), weight_decay=config.weight_decay)
     clips, without_skeleton = 0, 0
     for epoch in range(1, config.epochs + 1):
@@ -109,8 +108,7 @@ def make_prototypes(
         P_v (K, C), P_s (K, C), and how many people have no valid skeleton.
     """
     network.eval()
-    labels = dataset.label or {}
-    label = torch.tensor([labels[part.pid] for part in dataset.parts])
+    label = torch.tensor(dataset.labels)
     rng = np.random.default_rng(seed)
     v_bar, s_bar, present = [], [], []
     for features, frames in zip(cached, dataset.frames, strict=True):
@@ -123,7 +121,7 @@ def make_prototypes(
         s_bar.append(network.skeleton_encoder(skeleton, mask)[1][0].cpu())
         present.append(bool(mask.any()))
     seen = torch.tensor(present)
-    count = len(labels)
+    count = int(label.max()) + 1
     visual = mean_by_label(torch.stack(v_bar), label, count)
     absent = sorted(set(range(count)) - set(label[seen].tolist()))
     # The absent people's visual prototypes are appended as if they were their skeletons' features.

@@ -174,7 +174,7 @@ def test_without_augmentation_nothing_is_flipped_or_erased(train):
 
 def test_one_coin_flips_a_whole_clip_and_one_coin_a_frame_erases(tiny, tiny_snapshot, train):
     clip = dataclasses.replace(tiny.plain_clip, flip=0.5, erase=0.5)
-    dataset = ClipDataset(tiny_snapshot, train.parts, clip, train.label)
+    dataset = ClipDataset(tiny_snapshot, train.parts, clip, label_of_pid(train.parts))
     plain = train.make_batch([request(0, (0, 1, 2, 3))])
     flips, erased = [], []
     for seed in range(60):
@@ -196,7 +196,7 @@ def test_one_coin_flips_a_whole_clip_and_one_coin_a_frame_erases(tiny, tiny_snap
 def test_the_chances_of_flip_and_erasure_are_the_configured_ones(tiny, tiny_snapshot, train, chance):
     sections = dataclasses.replace(tiny.plain_clip, flip=chance, erase=0), tiny.plain_clip
     plain = train.make_batch([request(0, (0, 1, 2, 3))])
-    dataset = ClipDataset(tiny_snapshot, train.parts, sections[0], train.label)
+    dataset = ClipDataset(tiny_snapshot, train.parts, sections[0], label_of_pid(train.parts))
     for seed in range(5):
         batch = dataset.make_batch([request(0, (0, 1, 2, 3), augment=True, seed=seed)])
         assert torch.equal(batch.crops.flip(-1) if chance else batch.crops, plain.crops)
@@ -222,7 +222,7 @@ def test_an_epochs_plan_follows_from_seed_and_epoch_alone(train):
     seeds = [r.seed for batch in plan for r in batch]
     assert len(set(seeds)) == len(seeds)
     for batch in plan:
-        labels = [train.label[train.parts[r.part].pid] for r in batch]
+        labels = [train.labels[r.part] for r in batch]
         assert len(labels) == 4
         assert len(set(labels)) == 2
 
@@ -246,7 +246,7 @@ data = ClipDataset(snapshot, parts, ClipConfig(frames=4, height=32, width=16), l
 plan = identity_requests(data, 2, 2, seed=5, epoch=1)
 batch = data.make_batch(plan[0])
 sha = hashlib.sha256(batch.crops.numpy().tobytes() + batch.skeleton.numpy().tobytes()).hexdigest()
-print(json.dumps([list(data.label.items()), [[r.part, r.seed] for b in plan for r in b], sha]))
+print(json.dumps([list(data.labels), [[r.part, r.seed] for b in plan for r in b], sha]))
 """
     there = subprocess.run(
         [sys.executable, "-c", code, tiny_snapshot.store],
@@ -261,7 +261,7 @@ print(json.dumps([list(data.label.items()), [[r.part, r.seed] for b in plan for 
     batch = dataset.make_batch(plan[0])
     sha = hashlib.sha256(batch.crops.numpy().tobytes() + batch.skeleton.numpy().tobytes()).hexdigest()
     # This process has a hash seed of its own, drawn when it started.
-    label = [list(item) for item in dataset.label.items()]
+    label = list(dataset.labels)
     assert json.loads(there.stdout) == [label, [[r.part, r.seed] for b in plan for r in b], sha]
 
 

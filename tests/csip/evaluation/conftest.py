@@ -1,8 +1,4 @@
 import io
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,17 +21,6 @@ from csip.evaluation.page import (
 )
 from csip.evaluation.protocol import LABEL, SELF_LABELLED, describe, rules
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 # A person standing straight in a box of 40 x 100 pixels: x and y of COCO-17, from the nose to the ankles.
 STANDING = (
     *((20, 10), (22, 8), (18, 8), (24, 9), (16, 9), (28, 22), (12, 22), (31, 36), (9, 36), (32, 50), (8, 50)),
@@ -112,24 +97,3 @@ def sample_report(jpeg, box, keypoints):
         tables=(TableRow("crops", 4, 3911),),
         lineage_command="csip lineage 7777",
     )
-
-
-@pytest.fixture
-def chromium(tmp_path):
-    """Run headless Chromium on a page, with a profile of its own; return what it wrote to standard output."""
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if found is None:
-        pytest.fail(
-            f"No Chromium on this machine: looked for {', '.join(CHROMIUM)} on PATH={os.environ.get('PATH')}. "
-            "Install it (`apt-get install chromium`); this test must see the page, so it does not skip."
-        )
-
-    def run(page: Path, *options: str) -> str:
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        command = [found, *FLAGS, profile, *options, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode:
-            pytest.fail(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-        return done.stdout
-
-    return run

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from csip.config import EvaluateConfig, SplitConfig
 from csip.errors import TooLittleDataError
-from csip.evaluation.protocol import BETWEEN, CAVEAT, SELF_LABELLED, TOO_SHORT, cut_parts, describe, rules, self_labelled_split
+from csip.evaluation.protocol import (
+    BETWEEN,
+    CAVEAT,
+    SELF_LABELLED,
+    TOO_SHORT,
+    cut_parts,
+    describe,
+    rules,
+    self_labelled_split,
+)
 
 
 def regular(n, fps=10.0, start=0):
