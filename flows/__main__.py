@@ -105,36 +105,40 @@ class UsageError(Exception):
     """What was typed makes no sense; exit code 2."""
 
 
+# What was typed is looked at first: the flows take seconds to import.
 def _demo(args: argparse.Namespace) -> None:
+    experiment = _recipe("demo", args.set)
     from flows import commands
 
-    commands.demo(_recipe("demo", args.set), str(Path(args.out).resolve()), as_json=args.json)
+    commands.demo(experiment, str(Path(args.out).resolve()), as_json=args.json)
 
 
 def _build(args: argparse.Namespace) -> None:
+    experiment = _recipe(args.recipe, args.set)
     from flows import commands
 
-    experiment = _recipe(args.recipe, args.set)
     commands.build(tuple(args.source), args.camera, experiment, _absolute(args.store), as_json=args.json)
 
 
 def _train(args: argparse.Namespace) -> None:
+    experiment = _recipe(args.recipe, args.set)
     from flows import commands
 
-    commands.train(args.snapshot, _recipe(args.recipe, args.set), _absolute(args.store), as_json=args.json)
+    commands.train(args.snapshot, experiment, _absolute(args.store), as_json=args.json)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    experiment = _recipe("video", args.set)
     from flows import commands
 
-    experiment = _recipe("video", args.set)
     commands.evaluate(Path(args.checkpoint), args.snapshot, experiment, _absolute(args.store), as_json=args.json)
 
 
 def _config(args: argparse.Namespace) -> None:
+    experiment = _recipe(args.recipe, args.set)
     from flows import commands
 
-    commands.show_config(_recipe(args.recipe, args.set), as_json=args.json)
+    commands.show_config(experiment, as_json=args.json)
 
 
 def _lineage(args: argparse.Namespace) -> None:

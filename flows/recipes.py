@@ -37,9 +37,9 @@ def demo() -> Experiment:
             prototype_heads=4,
             temporal_heads=4,
         ),
-        pretrain=PretrainConfig(epochs=80, learning_rate=1e-3, triplet_weight=0.01),
-        stage1=Stage1Config(epochs=60, batch_clips=32, learning_rate=1e-3),
-        stage2=Stage2Config(epochs=30, learning_rate=2e-4, head_factor=3.0, warmup_epochs=2, milestones=(20, 27)),
+        pretrain=PretrainConfig(epochs=50, learning_rate=1e-3, triplet_weight=0.01),
+        stage1=Stage1Config(epochs=40, batch_clips=32, learning_rate=1e-3),
+        stage2=Stage2Config(epochs=20, learning_rate=2e-4, head_factor=3.0, warmup_epochs=2, milestones=(13, 18)),
         evaluate=EvaluateConfig(ranks=(1, 5, 10)),
     )
 

@@ -49,6 +49,10 @@ from csip.types import (
 )
 
 _NAMES = {"trained": "trained", "untrained": "untrained encoder", "hsv-histogram": "HSV colour histogram"}
+_ORDER = (
+    *("videos", "videos_left_out", "cameras", "frames", "detections", "tracklets", "dropped", "crops"),
+    *("train_people", "test_people", "train_parts", "query_parts", "gallery_parts", "left_out_of_protocol"),
+)
 _TERMS = ("loss", "identity", "triplet", "prototype", "frame")
 
 
@@ -179,7 +183,7 @@ def _runs(root: Node) -> list[RunRecord]:
 
 def _counts(counts: Mapping[str, Any]) -> Iterator[CountRow]:
     """Lay a snapshot's counts out; what was left out is marked as such, whatever its name."""
-    for name, value in counts.items():
+    for name, value in sorted(counts.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else 99):
         if isinstance(value, Mapping):
             for reason, number in value.items():
                 yield CountRow(reason, int(number), name.replace("_", " "), is_left_out=True)

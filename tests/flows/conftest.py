@@ -110,26 +110,37 @@ def command(capfd):
     return run
 
 
-@pytest.fixture(scope="session")
-def fresh_command(tmp_path_factory):
-    """Run the installed `csip` in a process of its own, with a Prefect server of its own or the one named."""
-    home = tmp_path_factory.mktemp("fresh")
+class FreshCommand:
+    """Runs the installed `csip` in a process of its own, with a Prefect server of its own or the one named."""
 
-    def run(*words, cwd=home, **environment):
+    def __init__(self, home):
+        self._home = home
+
+    def start(self, *words, **environment):
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         program = Path(sys.executable).with_name("csip")
-        done = subprocess.run(
+        return subprocess.Popen(
             [str(program), *map(str, words)],
-            cwd=cwd,
-            env=inherited | {"PREFECT_HOME": str(home / "prefect"), **_isolated(home), **environment},
-            capture_output=True,
+            cwd=self._home,
+            env=inherited | {"PREFECT_HOME": str(self._home / "prefect"), **_isolated(self._home), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=600,
-            check=False,
+            start_new_session=True,
         )
-        return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
-    return run
+    def __call__(self, *words, **environment):
+        process = self.start(*words, **environment)
+        try:
+            out, err = process.communicate(timeout=600)
+        finally:
+            process.kill()
+        return SimpleNamespace(code=process.returncode, out=out, err=err)
+
+
+@pytest.fixture(scope="session")
+def fresh_command(tmp_path_factory):
+    return FreshCommand(tmp_path_factory.mktemp("fresh"))
 
 
 @pytest.fixture(scope="session")

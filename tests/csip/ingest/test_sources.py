@@ -1,6 +1,7 @@
 """What a user may name as a source, and which videos a build makes of it."""
 
 import csv
+import itertools
 import shutil
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def test_short_videos_share_a_process_until_they_fill_its_time(listed, tmp_path)
     lengths = [[round(video.duration) for video in batch] for batch in batches]
     assert [3] in lengths, "a long one stands alone"
     assert all(sum(batch) <= 2 or len(batch) == 1 for batch in lengths)
-    for batch, after in zip(lengths, lengths[1:], strict=False):
+    for batch, after in itertools.pairwise(lengths):
         assert sum(batch) + after[0] > 2, "none that would have fitted was left for the next"
     _, outcome = listed(tmp_path / "videos", runtime=RuntimeConfig(video_batch_seconds=100))
     assert [len(batch) for batch in outcome.value.batches] == [4]

@@ -1,0 +1,177 @@
+"""Parts to embeddings, against the network called by hand on the same frames."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from csip import tables
+from csip.config import EmbedConfig, RuntimeConfig
+from csip.data.clips import ClipDataset, ClipRequest, read_parts
+from csip.errors import TooLittleDataError
+from csip.evaluation.embed import embed, embed_histogram, read_embeddings
+from csip.evaluation.histogram import color_histogram
+from csip.models.checkpoints import load_checkpoint
+from csip.training.pretrain import initialise
+
+RESTRICTED, DENSE = EmbedConfig(sampling="restricted"), EmbedConfig(sampling="dense")
+
+
+@pytest.fixture
+def test_parts(tiny_snapshot):
+    """Two queries of 6 and 7 frames under cameras 0 and 1, then their gallery under camera 2."""
+    return (*read_parts(tiny_snapshot, "query"), *read_parts(tiny_snapshot, "gallery"))
+
+
+@pytest.fixture
+def embedded(out, run, tiny, tiny_snapshot, untrained):
+    def call(config=RESTRICTED, checkpoint=untrained, encode_batch=5):
+        runtime = RuntimeConfig(device="cpu", encode_batch=encode_batch)
+        return run(embed(out, checkpoint, tiny_snapshot, config, "trained", runtime))
+
+    return call
+
+
+def by_hand(checkpoint, snapshot, part, windows, camid):
+    """The sum over a part's windows of what the network says, brought to length 1."""
+    network, header = load_checkpoint(checkpoint)
+    network.eval()
+    dataset = ClipDataset(snapshot, [part], header.spec.clip)
+    total = 0
+    with torch.inference_mode():
+        for window in windows:
+            batch = dataset.make_batch([ClipRequest(0, window, augment=False, seed=0)])
+            total = total + network.embed(batch.crops, torch.tensor([camid]))[0].double()
+    return (total / total.norm()).numpy()
+
+
+def test_every_query_and_gallery_part_has_one_embedding_of_length_one(embedded, test_parts):
+    progress, outcome = embedded()
+    feature = read_embeddings(outcome.value, test_parts)
+    # D + C + D of the tiny network.
+    assert feature.shape == (4, 96)
+    assert feature.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(feature, axis=1), 1, atol=1e-5)
+    assert dict(outcome.counts) == {"embedded": 4, "already_there": 0}
+    assert [(record.stage, record.done, record.total) for record in progress] == [
+        ("embed trained", done, 4) for done in (1, 2, 3, 4)
+    ]
+    assert tables.count(outcome.value.table) == 4
+
+
+def test_restricted_takes_the_first_frame_of_each_chunk(embedded, test_parts, tiny_snapshot, untrained):
+    feature = read_embeddings(embedded()[1].value, test_parts)
+    # Six frames in four chunks of two, seven in four of two; positions past the end repeat the last frame.
+    windows = {"p2-a": (0, 2, 4, 6), "p55-a": (0, 2, 4, 5), "p2-b": (0, 2, 4, 6), "p55-b": (0, 2, 4, 5)}
+    for part, found in zip(test_parts, feature, strict=True):
+        expected = by_hand(untrained, tiny_snapshot, part, [windows[part.tracklet_id]], part.camid)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_dense_averages_over_all_windows_before_it_normalises(embedded, test_parts, tiny_snapshot, untrained):
+    feature = read_embeddings(embedded(DENSE)[1].value, test_parts)
+    # The last window goes round: two or three frames are left over.
+    windows = {6: [(0, 1, 2, 3), (4, 5, 4, 5)], 7: [(0, 1, 2, 3), (4, 5, 6, 4)]}
+    for part, found in zip(test_parts, feature, strict=True):
+        expected = by_hand(untrained, tiny_snapshot, part, windows[part.last_frame + 1], part.camid)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_two_samplings_stand_side_by_side(embedded, test_parts):
+    restricted, dense = embedded()[1].value, embedded(DENSE)[1].value
+    assert restricted.encoder_digest != dense.encoder_digest
+    assert tables.count(dense.table) == 8
+    assert not np.allclose(read_embeddings(restricted, test_parts), read_embeddings(dense, test_parts), atol=1e-4)
+    np.testing.assert_array_equal(
+        read_embeddings(restricted, test_parts),
+        read_embeddings(type(restricted)(dense.table, *_rest(restricted)), test_parts),
+    )
+
+
+def _rest(ref):
+    return ref.encoder_digest, ref.encoder, ref.checkpoint_sha
+
+
+def test_how_many_crops_go_in_at_once_changes_nothing(embedded, test_parts, out):
+    one = read_embeddings(embedded(DENSE, encode_batch=1)[1].value, test_parts)
+    tables.delete(out.store, "embeddings", "true")
+    many = read_embeddings(embedded(DENSE, encode_batch=1000)[1].value, test_parts)
+    np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+def test_parts_that_are_there_are_not_done_again(embedded, test_parts, out):
+    first = embedded()[1].value
+    before = tables.read(first.table).to_pylist()
+    tables.delete(out.store, "embeddings", "tracklet_id = 'p2-b'")
+    progress, outcome = embedded()
+    assert dict(outcome.counts) == {"embedded": 1, "already_there": 3}
+    assert [(record.done, record.total) for record in progress] == [(1, 1)]
+    assert tables.read(outcome.value.table).to_pylist() == before
+    progress, outcome = embedded()
+    assert dict(outcome.counts) == {"embedded": 0, "already_there": 4}
+
+
+def test_a_camera_the_network_does_not_know_gets_no_cameras_own_vector(
+    out, run, tiny, tiny_snapshot, tmp_path, embedded, test_parts
+):
+    # Made for a data set of cameras 0 and 1; the tiny gallery was seen by camera 2.
+    walks = [walk for walk in tiny.walks if walk.camid < 2]
+    fewer = tiny.publish(str(tmp_path / "fewer"), walks, "fewer")
+    checkpoint = run(initialise(out, fewer, tiny.clip, tiny.model, tiny.seed))[1].value
+    _, header = load_checkpoint(checkpoint)
+    assert header.spec.num_cameras == 2
+    feature = dict(
+        zip(
+            (p.tracklet_id for p in test_parts),
+            read_embeddings(embedded(checkpoint=checkpoint)[1].value, test_parts),
+            strict=True,
+        )
+    )
+    (part,) = [part for part in test_parts if part.tracklet_id == "p55-b"]
+    said = {camid: by_hand(checkpoint, tiny_snapshot, part, [(0, 2, 4, 5)], camid) for camid in (-1, 0, 1)}
+    np.testing.assert_allclose(feature["p55-b"], said[-1], atol=1e-5)
+    for camid in (0, 1):
+        assert np.abs(feature["p55-b"] - said[camid]).max() > 1e-5
+
+
+def test_a_histogram_is_that_of_all_the_parts_crops(out, run, tiny_snapshot, test_parts):
+    config = EmbedConfig(histogram_bins=(8, 2, 4))
+    _, outcome = run(embed_histogram(out, tiny_snapshot, config))
+    feature = read_embeddings(outcome.value, test_parts)
+    assert (outcome.value.encoder, outcome.value.checkpoint_sha) == ("hsv-histogram", "")
+    crops = tables.read(tables.pinned(tiny_snapshot, "crops"), ["image"]).to_pylist()
+    for part, found in zip(test_parts, feature, strict=True):
+        images = [
+            np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
+            for row in crops
+            if row["tracklet_id"] == part.tracklet_id
+        ]
+        np.testing.assert_allclose(found, color_histogram(images, bins=(8, 2, 4)), atol=1e-6)
+    # Other bins are another encoder.
+    _, other = run(embed_histogram(out, tiny_snapshot, EmbedConfig(histogram_bins=(4, 2, 4))))
+    assert other.value.encoder_digest != outcome.value.encoder_digest
+    assert other.counts["embedded"] == 4
+
+
+def test_embeddings_are_read_in_the_order_asked_for(embedded, test_parts):
+    ref = embedded()[1].value
+    forward, backward = read_embeddings(ref, test_parts), read_embeddings(ref, test_parts[::-1])
+    np.testing.assert_array_equal(forward, backward[::-1])
+
+
+def test_a_part_without_an_embedding_is_said(embedded, tiny_snapshot):
+    ref = embedded()[1].value
+    parts = read_parts(tiny_snapshot, "train")
+    with pytest.raises(TooLittleDataError, match=rf"no embedding by trained of {len(parts)} of {len(parts)} parts"):
+        read_embeddings(ref, parts)
+
+
+@pytest.mark.parametrize("role", ["query", "gallery"])
+def test_a_snapshot_in_which_nobody_asks_or_answers_is_refused(out, run, tiny, tmp_path, role):
+    walks = [walk for walk in tiny.walks if walk.role != role]
+    snapshot = tiny.publish(str(tmp_path / "half"), walks, "half")
+    found = {"query": "0 query and 2 gallery", "gallery": "2 query and 0 gallery"}[role]
+    with pytest.raises(TooLittleDataError, match=f"found {found} parts, expected some of each"):
+        run(embed_histogram(out, snapshot, EmbedConfig()))
