@@ -89,7 +89,7 @@ class _StageTask(Task[Any, Any]):
 def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cached: bool) -> Any:
     name, module = function.__name__, function.__module__
     runtime: RuntimeConfig = from_plain(RuntimeConfig, given.get("runtime", {}))
-    inputs = {key: value for key, value in given.items() if key != "runtime"}
+    inputs = _without_runtime(given)
     source = source_digest(module)
     key = digest(name, inputs, source)
     kind = get_args(get_type_hints(function)["return"])[2]
@@ -127,6 +127,12 @@ def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cac
         ),
     )
     return outcome.value
+
+
+def _without_runtime(given: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what only changes the speed, also where a whole experiment is given."""
+    kept = {key: value for key, value in given.items() if key != "runtime"}
+    return {key: _without_runtime(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _is_reference(value: Any) -> bool:

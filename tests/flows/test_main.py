@@ -604,9 +604,10 @@ def train_again(command, demo, settings, *words):
     return command("train-csip", "demo", "--snapshot", demo.snapshot, "--store", demo.store, *settings.small, *words)
 
 
-def test_a_training_that_is_done_is_not_done_again(command, demo, settings):
+@pytest.mark.parametrize("words", [(), ("--set", "runtime.encode_batch=7", "--set", "runtime.stall_seconds=60")])
+def test_a_training_that_is_done_is_not_done_again(command, demo, settings, words):
     before = rows(demo.store, "runs")
-    done = train_again(command, demo, settings, "--json")
+    done = train_again(command, demo, settings, "--json", *words)
     assert done.code == 0
     told = json.loads(done.out)
     assert told["stages"] == []
