@@ -92,7 +92,14 @@ def git_commit() -> str:
     if not git("ls-files", "--error-unmatch", __file__):
         return ""  # installed somewhere that happens to lie inside another project's checkout, or nowhere near one
     commit = git("rev-parse", "HEAD")
-    return f"{commit}+" if commit and git("status", "--porcelain", "--", str(here)) else (commit or "")
+    return (
+        f"{commit}+"
+        if commit
+        and git(
+            "status", "--porcelain", "--", *(str(here.parent / name) for name in ("csip", "flows", "storage_schemas"))
+        )
+        else (commit or "")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +205,9 @@ class History:
     def _walk(self, thing: _Thing, before: str | None, above: frozenset[tuple[str, str]]) -> Node:
         key = (thing.kind, thing.name)
         makers = self._makers.get(key, []) if key not in above else []
+        # A later run may give the same thing again, from another snapshot: the one that gave this very version made it.
+        same = [run for run in makers if any(t == thing for t in _things(run.outputs))]
+        makers = same or makers
         earlier = [run for run in makers if before is None or run.started <= before]
         run = (earlier or makers or [None])[-1]  # type: ignore[list-item]
         sources: list[Node] = []

@@ -132,9 +132,9 @@ def exists(ref: TableRef) -> bool:
     return True
 
 
-def count(ref: TableRef) -> int:
-    """Count the rows of a pinned version."""
-    return int(_open(ref).count_rows())
+def count(ref: TableRef, where: str | None = None) -> int:
+    """Count the rows of a pinned version, or those that meet a condition."""
+    return int(_open(ref).count_rows(where))
 
 
 def read(ref: TableRef, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:

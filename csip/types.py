@@ -52,7 +52,7 @@ class Snapshot:
         name: what a user calls it, unique in its store.
         store: the store's folder.
         tables: table name -> version.
-        digest: of the rows it names; two snapshots of the same rows have the same digest.
+        digest: of what decides its rows: videos, cameras, settings and the protocol's code.
     """
 
     name: str

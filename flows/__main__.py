@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         return made
 
     def with_store(made: argparse.ArgumentParser) -> None:
-        default = os.environ.get("CSIP_STORE", DEFAULT_STORE)
+        default = os.environ.get("CSIP_STORE") or DEFAULT_STORE
         made.add_argument("--store", default=default, metavar="DIR", help="the store's folder (default: %(default)s)")
 
     def with_set(made: argparse.ArgumentParser) -> None:
@@ -148,7 +148,9 @@ def _lineage(args: argparse.Namespace) -> None:
 
 
 def _absolute(store: str) -> str:
-    return store if "://" in store else str(Path(store).resolve())
+    if "://" in store:
+        raise UsageError(f"--store {store}: found an address, expected a folder; this version keeps stores in folders.")
+    return str(Path(store).resolve())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -185,7 +186,8 @@ def _stage(run: RunRecord) -> dict[str, Any]:
 
 def _show_build(built: Mapping[str, Any]) -> None:
     counts, listed = built["counts"], built["listed"]
-    new = listed["videos"] - listed["already_extracted"]
+    failed = counts["videos_left_out"]
+    new = listed["videos"] - listed["already_extracted"] - failed
     again = "" if new else ": nothing was extracted again"
     rows: list[tuple[str, object]] = [
         (
@@ -193,6 +195,8 @@ def _show_build(built: Mapping[str, Any]) -> None:
             f"{listed['videos']} ({new} extracted now, {listed['already_extracted']} already in the store{again})",
         )
     ]
+    if failed:
+        rows.append(("videos left out", f"{failed} that could not be decoded; the table `videos` says why"))
     for name in ("unreadable_files", "duplicate_files"):
         if listed[name]:
             rows.append((name.replace("_", " "), listed[name]))
@@ -217,7 +221,7 @@ def _show_train(told: Mapping[str, Any]) -> None:
     terminal.OUT.print(terminal.losses(told["losses"]))
     _show_results(told)
     rows = [("checkpoint", told["checkpoint"]["path"]), ("report", told["report"]["path"])]
-    rows.append(("lineage", f"csip lineage {told['run_id']} --store {told['store']}"))
+    rows.append(("lineage", f"csip lineage {told['run_id']} --store {shlex.quote(told['store'])}"))
     terminal.OUT.print(terminal.facts("Where it lies", rows))
 
 

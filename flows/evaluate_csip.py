@@ -30,6 +30,6 @@ def evaluate_csip(
         runtime: what only changes how fast the scores come.
     """
     data = open_snapshot(store, snapshot)
-    after = embed_task(store, checkpoint, data, embed, "trained", runtime)
+    after = embed_task(store, checkpoint, data, embed, "", runtime)
     colour = embed_histogram_task(store, data, embed)
     return evaluate_task(store, (after, colour), data, evaluate)

@@ -10,6 +10,7 @@ because a refactor must not re-extract years of video.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import json
 import logging
@@ -144,7 +145,7 @@ def _is_reference(value: Any) -> bool:
 
 
 def _still_there(outputs: Any) -> bool:
-    """Tell whether every table version and file among a run's outputs can still be opened."""
+    """Tell whether every table version among a run's outputs still opens, and every file is as it was written."""
     if isinstance(outputs, list):
         return all(_still_there(one) for one in outputs)
     if not isinstance(outputs, dict):
@@ -152,7 +153,8 @@ def _still_there(outputs: Any) -> bool:
     if set(outputs) == {"uri", "version"}:
         return tables.exists(TableRef(**outputs))
     if set(outputs) == {"path", "sha256"}:
-        return Path(outputs["path"]).is_file()
+        path = Path(outputs["path"])
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == outputs["sha256"]
     return all(_still_there(one) for one in outputs.values())
 
 
@@ -167,8 +169,9 @@ def _run_child(
     with tempfile.TemporaryDirectory(prefix="csip-stage-") as folder:
         manifest = Path(folder) / "manifest.json"
         request = {"function": function, "arguments": given, "out": to_plain(out), "manifest": str(manifest)}
+        # -P: code comes from where this process has it, not from whatever folder the user stands in.
         child = subprocess.Popen(
-            [sys.executable, "-m", "flows.child"],
+            [sys.executable, "-P", "-m", "flows.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -18,7 +18,8 @@ from csip.training.stage2 import stage2
 from csip.types import CheckpointRef, FileRef, ResultsRef
 from flows.stage import stage
 
-initialise_task = stage(initialise, process=False, cached=True)
+# Content decides what later stages reuse: a weights file may change under its name, a template is no Python.
+initialise_task = stage(initialise, process=False, cached=False)
 pretrain_visual_task = stage(pretrain_visual, process=True, cached=True)
 cache_features_task = stage(cache_features, process=True, cached=True)
 stage1_task = stage(stage1, process=True, cached=True)
@@ -26,7 +27,7 @@ stage2_task = stage(stage2, process=True, cached=True)
 embed_task = stage(embed, process=True, cached=True)
 embed_histogram_task = stage(embed_histogram, process=False, cached=True)
 evaluate_task = stage(evaluate, process=False, cached=True)
-write_report_task = stage(write_report, process=False, cached=True)
+write_report_task = stage(write_report, process=False, cached=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from storage_schemas.fields import column, key, table
 
 SCHEMA = table(
     key("name", pa.string(), 1, "what a user calls it"),
-    column("digest", pa.string(), "of the rows it names"),
+    column("digest", pa.string(), "of what decides its rows"),
     column("tables", pa.string(), "JSON: table -> version"),
     column("config", pa.string(), "JSON: the sections that made it"),
     column("counts", pa.string(), "JSON: videos, frames, detections, tracklets kept and dropped, people, parts"),

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from csip.config import ClipConfig
 from csip.data import sampling, transforms
-from csip.errors import StoreError
+from csip.errors import StoreError, TooLittleDataError
 from csip.joints import LAYOUTS, JointLayout, normalise
 from csip.tables import Rows, boxes_array, keypoints_array, pinned, quote, read
 from csip.types import ClipBatch, FloatArray, IntArray, Snapshot, TrackletPart
@@ -67,6 +67,30 @@ def read_parts(snapshot: Snapshot, role: Role) -> tuple[TrackletPart, ...]:
     rows = read(pinned(snapshot, "splits"), where=where).to_pylist()
     fields = ("tracklet_id", "first_frame", "last_frame", "pid", "camid")
     return tuple(TrackletPart(**{name: row[name] for name in fields}) for row in rows)
+
+
+def read_protocol(snapshot: Snapshot) -> tuple[str, str]:
+    """Tell which protocol and split a snapshot has.
+
+    Raises:
+        TooLittleDataError: none, or more than one.
+    """
+    where = f"dataset = {quote(snapshot.name)}"
+    found = read(pinned(snapshot, "splits"), ["protocol", "split"], where)
+    names = sorted(set(zip(found["protocol"].to_pylist(), found["split"].to_pylist(), strict=True)))
+    if len(names) != 1:
+        raise TooLittleDataError(
+            f"Snapshot {snapshot.name}: found the protocols and splits {names}, expected exactly one. "
+            "Build it again from more video."
+        )
+    return names[0]
+
+
+def read_cameras(snapshot: Snapshot) -> tuple[str, ...]:
+    """Name a snapshot's cameras in the order of their camids."""
+    rows = read(pinned(snapshot, "splits"), ["camid", "camera"], f"dataset = {quote(snapshot.name)}")
+    name = dict(zip(rows["camid"].to_pylist(), rows["camera"].to_pylist(), strict=True))
+    return tuple(name.get(camid, "") for camid in range(1 + max(name, default=-1)))
 
 
 def label_of_pid(parts: Sequence[TrackletPart]) -> dict[int, int]:

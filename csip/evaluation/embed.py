@@ -14,10 +14,11 @@ import torch
 from csip import tables
 from csip.config import ClipConfig, EmbedConfig, RuntimeConfig, digest
 from csip.data import sampling
-from csip.data.clips import ClipDataset, ClipRequest, read_parts
+from csip.data.clips import ClipDataset, ClipRequest, read_cameras, read_parts, read_protocol
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
 from csip.evaluation.histogram import color_histogram
+from csip.evaluation.protocol import SELF_LABELLED
 from csip.lineage import source_digest
 from csip.models.checkpoints import CheckpointHeader, load_checkpoint
 from csip.models.reid import CsipReID
@@ -52,7 +53,7 @@ def embed(
         checkpoint: of any stage.
         snapshot: whose query and gallery parts are embedded.
         config: how a part becomes clips.
-        encoder: what results call it, for example "trained".
+        encoder: what results call it, for example "trained"; empty: after the stage that wrote the checkpoint.
         runtime: device and batch.
 
     Raises:
@@ -64,14 +65,16 @@ def embed(
     device = resolve_device(runtime.device)
     network.to(device).eval()
     dataset = ClipDataset(snapshot, _test_parts(snapshot), clip)
-    encoder_digest = digest("embed", checkpoint.sha256, config.sampling, source_digest(__name__))
+    encoder = encoder or {"initialise": "untrained", "stage2": "trained"}.get(header.stage, header.stage)
+    cameras = _known_cameras(snapshot, header)
+    encoder_digest = digest("embed", checkpoint.sha256, config.sampling, cameras, source_digest(__name__))
     ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, encoder, checkpoint.sha256)
     windows = sampling.dense_windows if config.sampling == "dense" else _first_of_chunks
     clips_a_call = max(1, runtime.encode_batch // clip.frames)
 
     def feature(index: int) -> FloatArray:
         positions = windows(len(dataset.frames[index].row), clip.frames)
-        return _embed_part(network, dataset, header, index, positions, clips_a_call, device)
+        return _embed_part(network, dataset, cameras, index, positions, clips_a_call, device)
 
     return (yield from _fill(out, ref, dataset.parts, feature))
 
@@ -100,6 +103,18 @@ def _test_parts(snapshot: Snapshot) -> tuple[TrackletPart, ...]:
     return tuple({part.unit: part for part in (*query, *gallery)}.values())
 
 
+def _known_cameras(snapshot: Snapshot, header: CheckpointHeader) -> tuple[int, ...]:
+    """Give, for each of the snapshot's cameras, the checkpoint's number of the camera of that name, or -1.
+
+    Under the self-labelled protocol every camera counts as unknown: a query's matches are always under its own camera,
+    so that its camera vector would give the answer away.
+    """
+    if read_protocol(snapshot)[0] == SELF_LABELLED:
+        return (-1,) * len(read_cameras(snapshot))
+    known = {name: i for i, name in enumerate(header.spec.cameras)}
+    return tuple(known.get(name, -1) for name in read_cameras(snapshot))
+
+
 def _first_of_chunks(n: int, t: int) -> np.ndarray:
     return sampling.restricted_first(n, t)[None]
 
@@ -108,7 +123,7 @@ def _first_of_chunks(n: int, t: int) -> np.ndarray:
 def _embed_part(
     network: CsipReID,
     dataset: ClipDataset,
-    header: CheckpointHeader,
+    cameras: tuple[int, ...],
     index: int,
     positions: np.ndarray,
     clips_a_call: int,
@@ -119,8 +134,7 @@ def _embed_part(
     total = None
     for at in range(0, len(requests), clips_a_call):
         batch = dataset.make_batch(requests[at : at + clips_a_call])
-        known = batch.camid < header.spec.num_cameras
-        camid = torch.where(known, batch.camid, -1).to(device)
+        camid = torch.tensor(cameras)[batch.camid].to(device)
         feature = network.embed(batch.crops.to(device), camid).float().sum(dim=0)
         total = feature if total is None else total + feature
     if total is None:

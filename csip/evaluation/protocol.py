@@ -214,10 +214,10 @@ def describe(rules: Rules, protocol: str) -> str:
         if rules.exclude_same_camera
         else "matches under the query's own camera count, only the query's own part is left out"
     )
+    queries = "the queries stand in the gallery too" if rules.query_in_gallery else "the gallery holds no queries"
     if protocol == SELF_LABELLED:
         return (
             f"{LABEL}: the earliest part of each held-out tracklet looks for the later parts of the same tracklet "
-            f"among those of all held-out tracklets; {same_camera}. {CAVEAT}"
+            f"among those of all held-out tracklets; {same_camera}; {queries}. {CAVEAT}"
         )
-    queries = "the queries stand in the gallery too" if rules.query_in_gallery else "the gallery holds no queries"
     return f"{protocol}: {same_camera}; {queries}."

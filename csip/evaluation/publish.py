@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from csip import tables
 from csip.config import ExtractConfig, digest, to_plain
-from csip.errors import TooLittleDataError
+from csip.errors import StoreError, TooLittleDataError
 from csip.evaluation.protocol import SELF_LABELLED, self_labelled_split
+from csip.lineage import source_digest
 from csip.tables import RunRecord, quote
 from csip.types import ExtractedVideo, IntArray, Outcome, Output, Progress, Snapshot, Stage, VideoList
 
@@ -39,7 +40,7 @@ def publish(
     runs = _finished(out.store, videos, extracted)
     left_out = [video.path for video in videos.videos if video.video_sha not in runs]
     members = [(v.video_sha, v.camera) for v in videos.videos if v.video_sha in runs]
-    content = digest(sorted(members), videos.track_digest, config.split)
+    content = digest(sorted(members), videos.track_digest, config.split, source_digest("csip.evaluation.protocol"))
     name = f"{config.dataset}-{content[:8]}"
     counts = _count(runs, left_out)
     if not counts["tracklets"]:
@@ -49,7 +50,12 @@ def publish(
             f"{config.track.min_frames} frames. Try a larger detect.image_size, or a lower track.min_frames."
         )
     known = {row["name"]: row for row in tables.read(tables.current(out.store, "snapshots"), ["digest"]).to_pylist()}
-    if known.get(name, {}).get("digest") != content:
+    if name in known and known[name]["digest"] != content:
+        raise StoreError(
+            f"Store {out.store}: a snapshot {name} of other content is published there already, by a rare accident of "
+            "names. Give this data set another name (--set dataset=NAME)."
+        )
+    if name not in known:
         counts |= _write_splits(out.store, name, dict(members), videos.track_digest, config)
         versions = {table: tables.current(out.store, table).version for table in _PINNED}
         snapshot = Snapshot(name, out.store, versions, content)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from csip import tables
 from csip.config import EvaluateConfig
-from csip.data.clips import read_parts
+from csip.data.clips import read_parts, read_protocol
 from csip.errors import TooLittleDataError
 from csip.evaluation.embed import read_embeddings
 from csip.evaluation.metrics import euclidean_distance, score_ranking
@@ -112,23 +112,6 @@ def evaluate(
     table = tables.upsert(out.store, "results", tables.from_rows("results", rows))
     yield Progress("evaluate", len(embeddings), len(embeddings), "encoders")
     return Outcome(ResultsRef(table, out.run_id), counts)
-
-
-def read_protocol(snapshot: Snapshot) -> tuple[str, str]:
-    """Tell which protocol and split a snapshot has.
-
-    Raises:
-        TooLittleDataError: none, or more than one.
-    """
-    where = f"dataset = {tables.quote(snapshot.name)}"
-    found = tables.read(tables.pinned(snapshot, "splits"), ["protocol", "split"], where)
-    names = sorted(set(zip(found["protocol"].to_pylist(), found["split"].to_pylist(), strict=True)))
-    if len(names) != 1:
-        raise TooLittleDataError(
-            f"Snapshot {snapshot.name}: found the protocols and splits {names}, expected exactly one. "
-            "Build it again from more video."
-        )
-    return names[0]
 
 
 def _figures(scores: Scores, num_gallery: int, ranks: tuple[int, ...]) -> dict[str, float]:

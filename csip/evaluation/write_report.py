@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from csip import tables
 from csip.config import Experiment, digest, from_plain
-from csip.data.clips import joint_layout
+from csip.data.clips import joint_layout, read_protocol
 from csip.evaluation.charts import Curve
 from csip.evaluation.drawing import clip_box
 from csip.evaluation.metrics import rank_gallery
@@ -31,7 +32,7 @@ from csip.evaluation.page import (
 )
 from csip.evaluation.protocol import LABEL, rules
 from csip.evaluation.report import render
-from csip.evaluation.score import rank, read_protocol
+from csip.evaluation.score import rank
 from csip.joints import JointLayout
 from csip.lineage import History, Node, flatten
 from csip.tables import RunRecord, quote
@@ -91,7 +92,7 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         queries=tuple(_queries(album, encoders[0], snapshot, experiment)),
         lineage=tuple(_steps(root)),
         tables=tuple(_table_rows(snapshot)),
-        lineage_command=f"csip lineage {results.run_id} --store {out.store}",
+        lineage_command=f"csip lineage {results.run_id} --store {shlex.quote(out.store)}",
         layout=layout,
         joint_confidence=experiment.clip.joint_confidence,
     )

@@ -43,7 +43,9 @@ def detect_video(
         models: loaded models by frame size (height, width); the newest is kept for the next video.
     """
     this = Pass("detect_video", detect_key(video.video_sha, digests), video, digests)
-    if tables.find_run(out.store, this.key) is not None:
+    where = f"video_sha = {quote(video.video_sha)} AND detect_digest = {quote(digests.detect)}"
+    known = tables.find_run(out.store, this.key)
+    if known is not None and tables.count(tables.current(out.store, "detections"), where) == known.counts["detections"]:
         return
     size = (info.height, info.width)
     if size not in models:
@@ -61,7 +63,6 @@ def detect_video(
         rate = reader.num_frames / max(this.seconds(), 1e-9)
         yield Progress("detect", reader.num_frames, info.num_frames, "frames", {"frames_per_second": rate})
     rows = detection_rows(video.video_sha, digests.detect, found)
-    where = f"video_sha = {quote(video.video_sha)} AND detect_digest = {quote(digests.detect)}"
     tables.upsert(out.store, "detections", rows, replace=where)
     status = "partial" if reader.reason else "ok"
     record_video(out.store, info.path, info, status, reader.reason, reader.num_frames)

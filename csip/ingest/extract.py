@@ -40,6 +40,11 @@ def extract_videos(
     for video in videos:
         try:
             info = probe(Path(video.path))
+            if info.sha256 != video.video_sha:
+                raise VideoError(
+                    f"{video.path}: was {video.video_sha[:12]} when it was listed and is {info.sha256[:12]} now. "
+                    "Is it still being written? Run the same command again when it is complete."
+                )
             yield from detect_video(video, info, config, digests, runtime, out, models)
             run = yield from track_video(video, info, config, digests, runtime, out)
         except VideoError as error:

@@ -78,11 +78,11 @@ def finished_videos(store: str, track_digest: str) -> dict[str, RunRecord]:
 
 def record_video(store: str, path: Path, info: VideoInfo | None, status: str, reason: str, num_frames: int) -> None:
     """Write a video's row; without `info`, of a file that could not be read, under the digest of what there is."""
-    content = path.read_bytes() if info is None and path.is_file() else b""
+    sha, size = (info.sha256, info.bytes) if info else _content(path)
     row = {
-        "video_sha": info.sha256 if info else hashlib.sha256(content or str(path).encode()).hexdigest(),
+        "video_sha": sha,
         "path": str(path.resolve()),
-        "bytes": info.bytes if info else len(content),
+        "bytes": size,
         "codec": info.codec if info else "",
         "width": info.width if info else 0,
         "height": info.height if info else 0,
@@ -94,6 +94,15 @@ def record_video(store: str, path: Path, info: VideoInfo | None, status: str, re
         "reason": reason,
     }
     tables.upsert(store, "videos", tables.from_rows("videos", [row]))
+
+
+def _content(path: Path) -> tuple[str, int]:
+    """Digest and measure a file that is no video; one that cannot even be read is known by its path."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+    except OSError:
+        return hashlib.sha256(str(path).encode()).hexdigest(), 0
 
 
 @dataclass(slots=True)

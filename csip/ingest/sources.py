@@ -19,10 +19,11 @@ BENCHMARKS = ("mars", "lsvid", "ilids", "biwi", "ias", "walkers")
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A file that a source named, and the camera it gave."""
+    """A file that a source named, and its camera; `plain` where nobody named the camera."""
 
     path: Path
     camera: str
+    plain: bool = False
 
 
 def list_videos(
@@ -41,7 +42,7 @@ def list_videos(
         SourceError: a source names nothing to read, or no file in them is a video.
     """
     tables.prepare_store(out.store)
-    named = [one for source in sources for one in expand(source, camera)]
+    named = _tell_apart([one for source in sources for one in expand(source, camera)], by_name=not camera)
     digests = extract_digests(config)
     done = finished_videos(out.store, digests.track)
     videos: dict[str, SourceVideo] = {}
@@ -77,6 +78,22 @@ def list_videos(
     return Outcome(listed, counts, digests.weights)
 
 
+def _tell_apart(named: list[Named], *, by_name: bool) -> list[Named]:
+    """Name plain files by their whole path where two of them, from different sources, would be one camera."""
+    if not by_name:
+        return named
+    files: dict[str, set[Path]] = {}
+    for one in named:
+        if one.plain:
+            files.setdefault(one.camera, set()).add(one.path.resolve())
+    return [
+        Named(one.path, one.path.resolve().with_suffix("").as_posix(), plain=True)
+        if one.plain and len(files[one.camera]) > 1
+        else one
+        for one in named
+    ]
+
+
 def _known(info: VideoInfo, camera: str) -> SourceVideo:
     return SourceVideo(info.sha256, str(info.path.resolve()), camera, info.duration)
 
@@ -97,8 +114,10 @@ def expand(source: str, camera: str) -> Iterator[Named]:
     if path.suffix.lower() == ".csv" and path.is_file():
         yield from _read_manifest(path, camera)
         return
+    root = path if path.is_dir() else path.parent
     for file in find_videos(path):
-        yield Named(file, camera or file.stem)
+        # Below the folder that was named: cameras often write files of the same names into folders of their own.
+        yield Named(file, camera or file.relative_to(root).with_suffix("").as_posix(), plain=not camera)
 
 
 def _read_manifest(path: Path, camera: str) -> Iterator[Named]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig, digest, to_plain
-from csip.errors import StoreError
+from csip.errors import StoreError, VideoError
 from csip.ingest.detect_pass import nobody
 from csip.ingest.records import ExtractDigests, FrameReader, Pass, detect_key, tracklet_id, tracklet_prefix
 from csip.ingest.track import TrackResult, build_tracklets
@@ -41,9 +41,13 @@ def track_video(
     """Fill `crops`, `skeletons` and `tracklets` for one video, in this order; return the run that says so.
 
     Raises:
+        VideoError: the second reading of the file gave other frames than the first.
         StoreError: the video's detections are not in the store.
     """
     this = Pass("track_video", digest("track_video", video.video_sha, digests.track), video, digests)
+    known = tables.find_run(out.store, this.key)
+    if known is not None:
+        return known  # another build has done it since this one listed its videos
     detected = tables.find_run(out.store, detect_key(video.video_sha, digests))
     if detected is None:
         raise StoreError(f"Store {out.store}: found no detections of {video.path}. Run the detection pass first.")
@@ -60,6 +64,12 @@ def track_video(
         else:
             tables.upsert(out.store, "crops", step)
             crops += len(step)
+    boxes = sum(len(tracklet) for tracklet in result.tracklets)
+    if crops != boxes:
+        raise VideoError(
+            f"{video.path}: the tracklets have {boxes} boxes, but reading the video again gave {crops} crops. The "
+            "file or its disk does not read the same twice; copy it anew and run the same command again."
+        )
     tables.upsert(out.store, "skeletons", _skeleton_rows(result.tracklets, digests.detect))
     rows = [_tracklet_row(t, video.video_sha, digests.track, times) for t in result.tracklets]
     where = f"video_sha = {quote(video.video_sha)} AND track_digest = {quote(digests.track)}"

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file that says in its own header how to build the network it fills.
 
-A checkpoint is named by the SHA-256 of its bytes, holds no clock and no path, and so comes out the same when the same
-training is run again on the same machine.
+A checkpoint is named by the SHA-256 of its bytes and holds no clock and no path: on a CPU, the same training run again
+gives the same checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ModelSpec:
         model: its section.
         clip: how clips are sampled, sized and normalised; training and test read it from here.
         layout: name of the joint layout.
-        num_cameras: cameras of the data set it was trained on.
+        cameras: names of the data set's cameras; the position is the row of the camera table.
         pids: the people it was trained on, in label order.
     """
 
@@ -46,7 +46,7 @@ class ModelSpec:
     model: ModelConfig
     clip: ClipConfig
     layout: str
-    num_cameras: int
+    cameras: tuple[str, ...]
     pids: tuple[int, ...]
 
 
@@ -78,7 +78,7 @@ def build(spec: ModelSpec) -> CsipReID:
             depth=m.image_depth,
             token_width=m.image_width,
             heads=m.image_heads,
-            num_cameras=spec.num_cameras if m.camera_embedding else 0,
+            num_cameras=len(spec.cameras) if m.camera_embedding else 0,
             camera_scale=m.camera_scale,
         ),
         skeleton_encoder=SkeletonEncoder(
@@ -99,13 +99,16 @@ def build(spec: ModelSpec) -> CsipReID:
     )
 
 
-def initial(spec: ModelSpec, seed: int) -> CsipReID:
-    """Build the network, its initial weights from `seed`, its image encoder's from where the section says."""
+def initial(spec: ModelSpec, seed: int) -> tuple[CsipReID, dict[str, str]]:
+    """Build the network, its initial weights from `seed`, its image encoder's from where the section says.
+
+    Returns:
+        The network, and the SHA-256 of the image weights by the name of where they came from; empty for none.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(spec)
-    load_image_weights(model.image_encoder, spec.model.image_weights)
-    return model
+    return model, load_image_weights(model.image_encoder, spec.model.image_weights)
 
 
 def save_checkpoint(model: CsipReID, header: CheckpointHeader, folder: Path) -> CheckpointRef:

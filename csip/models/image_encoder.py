@@ -6,6 +6,7 @@ C shared width.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import pickle
@@ -160,7 +161,7 @@ def _build_trunk(
     return trunk
 
 
-def load_image_weights(encoder: ImageEncoder, source: str) -> None:
+def load_image_weights(encoder: ImageEncoder, source: str) -> dict[str, str]:
     """Fill an image encoder with pretrained weights, all of them or none.
 
     The camera table, and the projection where it is not the model's own, stay as initialised.
@@ -171,11 +172,14 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> None:
             NAME.safetensors in the user's cache or this package, else timm's own download (and cache); "none" to do
             nothing.
 
+    Returns:
+        Where the weights came from, and their SHA-256; empty for "none".
+
     Raises:
         WeightsError: no such file, no connection, or the tensors are not exactly the encoder's.
     """
     if source == "none":
-        return
+        return {}
     here, _ = local_weights(f"{encoder.name}.safetensors")
     if source == "timm" and here is None:
         weights, where = _download(encoder.name), f"timm's weights of {encoder.name}"
@@ -186,6 +190,16 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> None:
     _require_exact(encoder, state, where)
     encoder.load_state_dict(state, strict=False)
     log.info("Image encoder %s: %d tensors from %s.", encoder.name, len(state), where)
+    return {where: _digest(weights)}
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """Digest tensors by name and content: the same for a file and for a download of it."""
+    state = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        state.update(name.encode())
+        state.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else b"")
+    return state.hexdigest()
 
 
 def _download(name: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from csip.config import digest
-from csip.data.clips import ClipDataset, label_of_pid, read_parts
+from csip.data.clips import ClipDataset, label_of_pid, read_cameras, read_parts
 from csip.errors import CheckpointError, CsipError
 from csip.models.checkpoints import CheckpointHeader
 from csip.types import ClipBatch, Progress, Snapshot
@@ -28,16 +28,17 @@ def training_data(snapshot: Snapshot, header: CheckpointHeader) -> ClipDataset:
     """Open a snapshot's training parts, labelled as the checkpoint was built for them.
 
     Raises:
-        CheckpointError: the checkpoint was built for other people or another joint layout.
+        CheckpointError: the checkpoint was built for other people, other cameras or another joint layout.
     """
     parts = read_parts(snapshot, "train")
     label = label_of_pid(parts)
     dataset = ClipDataset(snapshot, parts, header.spec.clip, label)
-    if tuple(label) != header.spec.pids or dataset.layout.name != header.spec.layout:
+    spec = header.spec
+    if (tuple(label), dataset.layout.name, read_cameras(snapshot)) != (spec.pids, spec.layout, spec.cameras):
         raise CheckpointError(
             f"Snapshot {snapshot.name}: found {len(label)} people to train on with {dataset.layout.name} skeletons, "
-            f"expected the {len(header.spec.pids)} people and {header.spec.layout} skeletons that the checkpoint was "
-            "built for. Train from the start on this snapshot."
+            f"expected the {len(spec.pids)} people, {spec.layout} skeletons and cameras {spec.cameras} that the "
+            "checkpoint was built for. Train from the start on this snapshot."
         )
     return dataset
 
@@ -83,10 +84,10 @@ def require_finite(loss: Tensor, stage: str, epoch: int, dataset: ClipDataset, p
 def to_device(batch: ClipBatch, device: str) -> ClipBatch:
     """Copy a batch to where the model is."""
     return ClipBatch(
-        crops=batch.crops.to(device, non_blocking=True),
-        skeleton=batch.skeleton.to(device, non_blocking=True),
-        frame_mask=batch.frame_mask.to(device, non_blocking=True),
-        label=batch.label.to(device, non_blocking=True),
-        camid=batch.camid.to(device, non_blocking=True),
+        crops=batch.crops.to(device),
+        skeleton=batch.skeleton.to(device),
+        frame_mask=batch.frame_mask.to(device),
+        label=batch.label.to(device),
+        camid=batch.camid.to(device),
         part=batch.part,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.nn.functional import cross_entropy
 
 from csip.config import ClipConfig, ModelConfig, PretrainConfig, RuntimeConfig, to_plain
-from csip.data.clips import identity_requests, joint_layout, label_of_pid, load_batches, read_parts
+from csip.data.clips import identity_requests, joint_layout, label_of_pid, load_batches, read_cameras, read_parts
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
 from csip.models.checkpoints import CheckpointHeader, ModelSpec, initial, load_checkpoint, save_checkpoint
@@ -36,20 +36,19 @@ def initialise(
             f"Snapshot {snapshot.name}: found {len(pids)} people to train on, expected at least 2. "
             "Add video, or lower split.test_fraction."
         )
-    everyone = (*parts, *read_parts(snapshot, "query"), *read_parts(snapshot, "gallery"))
     spec = ModelSpec(
         model=model,
         clip=clip,
         layout=joint_layout(snapshot).name,
-        num_cameras=1 + max(part.camid for part in everyone),
+        cameras=read_cameras(snapshot),
         pids=pids,
     )
-    network = initial(spec, loop.stream(seed, "initialise"))
+    network, weights = initial(spec, loop.stream(seed, "initialise"))
     header = CheckpointHeader(spec, "initialise", parent="", config=to_plain([clip, model]))
     ref = save_checkpoint(network, header, Path(out.store) / "checkpoints")
     yield Progress("initialise", 1, 1, "networks")
     parameters = sum(p.numel() for p in network.parameters())
-    return Outcome(ref, {"parameters": parameters, "train_people": len(pids), "cameras": spec.num_cameras})
+    return Outcome(ref, {"parameters": parameters, "train_people": len(pids), "cameras": len(spec.cameras)}, weights)
 
 
 def pretrain_visual(

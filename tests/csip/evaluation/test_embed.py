@@ -121,7 +121,7 @@ def test_a_camera_the_network_does_not_know_gets_no_cameras_own_vector(
     fewer = tiny.publish(str(tmp_path / "fewer"), walks, "fewer")
     checkpoint = run(initialise(out, fewer, tiny.clip, tiny.model, tiny.seed))[1].value
     _, header = load_checkpoint(checkpoint)
-    assert header.spec.num_cameras == 2
+    assert len(header.spec.cameras) == 2
     feature = dict(
         zip(
             (p.tracklet_id for p in test_parts),

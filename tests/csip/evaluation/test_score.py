@@ -9,9 +9,10 @@ import pytest
 
 from csip import tables
 from csip.config import EvaluateConfig
+from csip.data.clips import read_protocol
 from csip.errors import TooLittleDataError
 from csip.evaluation.protocol import SELF_LABELLED, describe, rules
-from csip.evaluation.score import evaluate, rank, read_protocol
+from csip.evaluation.score import evaluate, rank
 from csip.types import EmbeddingsRef, Snapshot
 from storage_schemas import TABLES
 

@@ -25,7 +25,7 @@ from csip.types import CheckpointRef
 
 @pytest.fixture(scope="module")
 def spec(tiny):
-    return ModelSpec(model=tiny.model, clip=tiny.clip, layout="coco17", num_cameras=3, pids=(4, 7, 30, 100))
+    return ModelSpec(model=tiny.model, clip=tiny.clip, layout="coco17", cameras=("a", "b", "c"), pids=(4, 7, 30, 100))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def header(spec):
 
 @pytest.fixture
 def network(spec):
-    return initial(spec, seed=1)
+    return initial(spec, seed=1)[0]
 
 
 def refer(path):
@@ -105,7 +105,7 @@ def test_the_header_says_how_to_build_the_network(spec, network, header, tmp_pat
 )
 def test_every_switch_of_the_model_survives(spec, changes, tmp_path):
     other = dataclasses.replace(spec, model=dataclasses.replace(spec.model, **changes))
-    ref = save_checkpoint(initial(other, 0), CheckpointHeader(other, "initialise", "", {}), tmp_path)
+    ref = save_checkpoint(initial(other, 0)[0], CheckpointHeader(other, "initialise", "", {}), tmp_path)
     loaded, found = load_checkpoint(ref)
     assert found.spec == other
     assert (loaded.temporal is None) == (not other.model.temporal)
@@ -117,9 +117,9 @@ def test_initial_weights_follow_from_the_seed_and_leave_other_chance_alone(spec)
     torch.manual_seed(3)
     want = torch.rand(4)
     torch.manual_seed(3)
-    one = initial(spec, 1).state_dict()
+    one = initial(spec, 1)[0].state_dict()
     assert torch.equal(torch.rand(4), want)
-    two, other = initial(spec, 1).state_dict(), initial(spec, 2).state_dict()
+    two, other = initial(spec, 1)[0].state_dict(), initial(spec, 2)[0].state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["head_g.classifier.weight"], other["head_g.classifier.weight"])
 

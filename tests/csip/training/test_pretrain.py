@@ -36,7 +36,7 @@ def test_the_network_is_made_for_the_snapshots_people_cameras_and_layout(tiny, t
     network, header = load_checkpoint(untrained)
     assert header.spec.pids == (4, 7, 30, 100)
     # Camera 2 is in query and gallery only; the table has a row for it all the same.
-    assert header.spec.num_cameras == 3
+    assert len(header.spec.cameras) == 3
     assert (header.spec.layout, header.spec.clip, header.spec.model) == ("coco17", tiny.clip, tiny.model)
     assert (header.stage, header.parent) == ("initialise", "")
     assert network.head_g.classifier.out_features == 4
