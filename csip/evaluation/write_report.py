@@ -81,7 +81,7 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         dataset=experiment.dataset,
         snapshot=snapshot.name,
         recipe=experiment.name,
-        created=tables.now(),
+        created=root.made_by.started if root.made_by else "",  # so that the same scores give the same page
         label=LABEL,
         protocol=rows[0]["described"],
         ranks=experiment.evaluate.ranks,

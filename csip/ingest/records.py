@@ -87,7 +87,7 @@ def record_video(store: str, path: Path, info: VideoInfo | None, status: str, re
         "width": info.width if info else 0,
         "height": info.height if info else 0,
         "fps": info.fps if info else 0.0,
-        "expected_frames": info.num_frames if info else 0,
+        "expected_frames": info.announced_frames if info else 0,
         "num_frames": num_frames,
         "duration": info.duration if info else 0.0,
         "status": status,

@@ -121,21 +121,23 @@ def expand(source: str, camera: str) -> Iterator[Named]:
 
 
 def _read_manifest(path: Path, camera: str) -> Iterator[Named]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if rows.fieldnames is None or not {"path", "camera"} <= set(rows.fieldnames):
-            raise SourceError(
-                f"Manifest {path}: found columns {rows.fieldnames}, expected path and camera in the first line."
-            )
-        count = 0
-        for line, row in enumerate(rows, 2):
-            if not row["path"] or not (camera or row["camera"]):
-                raise SourceError(f"Manifest {path}, line {line}: found {row}, expected a path and a camera.")
-            count += 1
-            for file_ in find_videos(path.parent / row["path"]):
-                yield Named(file_, camera or row["camera"])
-    if not count:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            fields, lines = rows.fieldnames, list(rows)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(
+            f"Manifest {path}: cannot be read as CSV ({error}). Expected UTF-8 text; save it so."
+        ) from error
+    if fields is None or not {"path", "camera"} <= set(fields):
+        raise SourceError(f"Manifest {path}: found columns {fields}, expected path and camera in the first line.")
+    if not lines:
         raise SourceError(f"Manifest {path}: found no lines below the header, expected one a video.")
+    for number, line in enumerate(lines, 2):
+        if not line["path"] or not (camera or line["camera"]):
+            raise SourceError(f"Manifest {path}, line {number}: found {line}, expected a path and a camera.")
+        for video in find_videos(path.parent / line["path"]):
+            yield Named(video, camera or line["camera"])
 
 
 def _batches(videos: list[SourceVideo], seconds: float) -> tuple[tuple[SourceVideo, ...], ...]:

@@ -55,6 +55,7 @@ class VideoInfo:
         height: of a frame as it is shown, pixels.
         fps: mean frames a second.
         num_frames: frames that the packets in the file hold and the container shows.
+        announced_frames: frames that the container says there are; more than `num_frames` where the file breaks off.
         duration: seconds from the first frame's start to the last one's end.
     """
 
@@ -66,6 +67,7 @@ class VideoInfo:
     height: int
     fps: float
     num_frames: int
+    announced_frames: int
     duration: float
 
 
@@ -149,7 +151,16 @@ def probe(path: Path) -> VideoInfo:
     duration = float((scan.pts[-1] - scan.pts[0]) * scan.tick + 1 / scan.fps)
     size = path.stat().st_size
     return VideoInfo(
-        path, sha256, size, scan.codec, scan.width, scan.height, scan.fps, num_frames=len(scan.pts), duration=duration
+        path,
+        sha256,
+        size,
+        scan.codec,
+        scan.width,
+        scan.height,
+        scan.fps,
+        num_frames=len(scan.pts),
+        announced_frames=len(scan.pts) + scan.missing,
+        duration=duration,
     )
 
 

@@ -111,7 +111,10 @@ def test_a_flow_called_again_gives_the_same_references_from_cached_states(server
     assert isinstance(trained.results, ResultsRef)
     assert trained.results.run_id == demo.train["run_id"]
     again = flow_runs(server, demo.store)[-1]
-    expected = [(name, "Cached") for name in ["initialise", *TRAINING, *AFTER]]
+    # These two look again: weights may change under their name, a page's template is no Python.
+    looked_again = {"initialise", "write_report"}
+    names = ["initialise", *TRAINING, *AFTER]
+    expected = [(name, "Completed" if name in looked_again else "Cached") for name in names]
     assert task_runs(server, again, len(expected)) == expected
 
 

@@ -233,12 +233,7 @@ def manifest_in_another_encoding(folder):
     [
         *(not_a_video, zero_bytes, sound, folder_without_videos, missing, benchmark, manifest_without_columns),
         *(manifest_without_lines, manifest_without_a_camera, manifest_with_a_short_line, manifest_of_a_missing_file),
-        pytest.param(
-            manifest_in_another_encoding,
-            marks=pytest.mark.xfail(
-                strict=True, raises=UnicodeDecodeError, reason="csip/ingest/sources.py, _read_manifest: not caught"
-            ),
-        ),
+        manifest_in_another_encoding,
     ],
     ids=lambda make: make.__name__,
 )
@@ -330,7 +325,6 @@ def test_each_offered_file_has_a_row_that_says_how_far_it_came(mixed):
     assert found["empty-street.mp4"]["reason"] == ""
 
 
-@pytest.mark.xfail(strict=True, reason="csip/ingest/records.py writes the packets found, not what the container says")
 def test_a_partial_video_says_how_many_frames_its_container_promised(mixed):
     (broken,) = [row for row in rows(mixed.store, "videos") if row["status"] == "partial"]
     assert broken["expected_frames"] == 63
@@ -610,11 +604,14 @@ def test_a_training_that_is_done_is_not_done_again(command, demo, settings, word
     done = train_again(command, demo, settings, "--json", *words)
     assert done.code == 0
     told = json.loads(done.out)
-    assert told["stages"] == []
-    assert {run["stage"] for run in told["reused"]} >= {"initialise", "pretrain_visual", "stage1", "stage2", "embed"}
+    # These two look again: weights may change under their name, a page's template is no Python.
+    assert {run["stage"] for run in told["stages"]} == {"initialise", "write_report"}
+    assert {run["stage"] for run in told["reused"]} >= {"pretrain_visual", "stage1", "stage2", "embed"}
     same = ("run_id", "checkpoint", "report", "scores", "losses")
     assert {name: told[name] for name in same} == {name: demo.train[name] for name in same}
-    assert rows(demo.store, "runs") == before
+    known = {run["run_id"] for run in before}
+    new = [run["stage"] for run in rows(demo.store, "runs") if run["run_id"] not in known]
+    assert sorted(new) == ["initialise", "write_report"]
 
 
 def test_a_training_tells_losses_scores_and_the_command_that_shows_its_lineage(command, demo, settings):
