@@ -192,9 +192,9 @@ def test_equal_videos_give_equal_rows_and_equal_weights_in_any_order_and_hash_se
     assert one.told["checkpoint"]["sha256"] == other.told["checkpoint"]["sha256"]
     assert one.told["losses"] == other.told["losses"]
     assert one.told["scores"] == other.told["scores"]
-    # A new rate of stage 2 does nothing again that comes before it.
+    # A new rate of stage 2 does nothing again that comes before it; initial weights and page are looked at each time.
     stages = ["initialise", "stage2", "embed", "evaluate", "write_report"]
-        assert [run["stage"] for run in one.again["stages"]] == stages
+    assert [run["stage"] for run in one.again["stages"]] == stages
     assert one.again["checkpoint"]["sha256"] == other.again["checkpoint"]["sha256"] != one.told["checkpoint"]["sha256"]
 
 
