@@ -32,6 +32,14 @@ def _in_range(section: object, **bounds: tuple[float, float]) -> None:
 
 _MANY = float("inf")
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""What a training's forward pass computes in on CUDA: "auto" is float16 with loss scaling, as published. A CPU always
+computes in float32, and so do the losses."""
+
+PrototypeChoice = Literal["pfu", "gate", "fixed", "visual", "none"]
+"""Prototypes of stage 2: "pfu" fuses visual and skeleton prototypes by a gate and updates them to each clip; "gate"
+leaves the update out; "fixed" takes (P_s + P_v) / 2; "visual" takes P_v alone; "none" has no prototype loss."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
@@ -44,7 +52,12 @@ class RuntimeConfig:
         pose_batch: frames a pose-model call.
         encode_batch: crops an image-encoder call outside training.
         decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files.
-        workers: processes that read and augment training clips; 0 does it in the training process.
+        workers: processes that read and augment training clips, for each training process; 0 does it in that one.
+        processes: training processes on this machine, one a device; a batch is shared among them.
+        threads: of a stage's process on the CPU; 0 leaves it to the libraries, which take every core.
+        compile: let torch.compile translate the network before it is trained.
+        save_seconds: a training writes down where it is this often, to be taken up from there.
+        stop_seconds: how long a stage may take to write down where it is when it is told to stop.
         video_batch_seconds: short videos share one process until they add up to this many seconds.
         stall_seconds: a stage whose process reports nothing for this long is killed and fails.
     """
@@ -56,11 +69,17 @@ class RuntimeConfig:
     encode_batch: int = 256
     decode_threads: int = 2
     workers: int = 0
+    processes: int = 1
+    threads: int = 0
+    compile: bool = False
+    save_seconds: float = 120.0
+    stop_seconds: float = 30.0
     video_batch_seconds: float = 600.0
     stall_seconds: float = 900.0
 
     def __post_init__(self) -> None:
         _in_range(self, pose_batch=(1, 4096), encode_batch=(1, 65536), decode_threads=(1, 256), workers=(0, 256))
+        _in_range(self, processes=(1, 1024), threads=(0, 4096), save_seconds=(0, _MANY), stop_seconds=(0, 3600))
         _in_range(self, video_batch_seconds=(1, _MANY), stall_seconds=(1, _MANY))
 
 
@@ -156,9 +175,15 @@ class ClipConfig:
         std: of each RGB channel, for normalisation.
         flip: chance that a training clip is mirrored, once a clip.
         erase: chance that a frame of a training clip loses a rectangle, once a frame.
+        erase_area: least and largest area of that rectangle, as a share of the crop.
+        erase_aspect: least and largest height over width of it.
         joint_confidence: 2D joints under it count as unseen.
         max_gap: unseen joints are interpolated over time across at most this many frames.
         min_joints: a frame with fewer seen joints has no valid skeleton.
+        unit: what training samples clips from: a "tracklet" (MARS), a "chunk" of one (LS-VID), or a "window"
+            (iLIDS-VID).
+        unit_frames: of a chunk or window.
+        unit_stride: frames from the begin of one window to that of the next.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -169,13 +194,23 @@ class ClipConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     flip: float = 0.5
     erase: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.2)
+    erase_aspect: tuple[float, float] = (0.3, 3.3)
     joint_confidence: float = 0.3
     max_gap: int = 5
     min_joints: int = 5
+    unit: Literal["tracklet", "chunk", "window"] = "tracklet"
+    unit_frames: int = 48
+    unit_stride: int = 4
 
     def __post_init__(self) -> None:
+        _in_range(self, unit_frames=(1, 100_000), unit_stride=(1, 100_000))
         _in_range(self, frames=(1, 4096), height=(8, 8192), width=(8, 8192), flip=(0, 1), erase=(0, 1))
         _in_range(self, joint_confidence=(0, 1), max_gap=(0, 100_000), min_joints=(1, 1000))
+        for name in ("erase_area", "erase_aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"ClipConfig.{name}: got {(low, high)}, expected two positive numbers, ascending.")
         if min(self.std) <= 0:
             raise ValueError(f"ClipConfig.std: got {self.std}, expected positive numbers.")
 
@@ -197,13 +232,10 @@ class ModelConfig:
         joint_heads: its attention heads.
         joint_dropout: its dropout.
         graph_positions: K, eigenvectors of the joint graph's Laplacian.
-        prototypes: "pfu" (gate and per-sample decoder), "gate", "fixed" ((P_s + P_v) / 2), "visual" (P_v alone) or
-            "none".
         prototype_layers: decoder layers of the Prototype Fusion Updater.
         prototype_heads: its attention heads.
         prototype_dropout: its dropout.
-        temporal: Skeleton Guided Temporal Modelling on or off.
-        temporal_heads: its attention heads.
+        temporal_heads: attention heads of Skeleton Guided Temporal Modelling.
         temporal_dropout: its dropout.
     """
 
@@ -220,11 +252,9 @@ class ModelConfig:
     joint_heads: int = 8
     joint_dropout: float = 0.3
     graph_positions: int = 10
-    prototypes: Literal["pfu", "gate", "fixed", "visual", "none"] = "pfu"
     prototype_layers: int = 2
     prototype_heads: int = 8
     prototype_dropout: float = 0.1
-    temporal: bool = True
     temporal_heads: int = 8
     temporal_dropout: float = 0.1
 
@@ -252,6 +282,7 @@ class PretrainConfig:
         margin: of the batch-hard triplet loss.
         triplet_weight: of the sum of the two triplet losses; from scratch a large one pulls every feature together
             before the identity losses can tell them apart.
+        precision: see `Precision`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -263,6 +294,7 @@ class PretrainConfig:
     label_smoothing: float = 0.1
     margin: float = 0.3
     triplet_weight: float = 1.0
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         _in_range(
@@ -281,7 +313,7 @@ class Stage1Config:
     """Stage 1: contrastive skeleton-image pretraining (method.md section 3).
 
     Attributes:
-        epochs: passes over the training parts.
+        epochs: passes over the training parts; 0 skips the stage, so that stage 2 starts from a random S.
         batch_clips: clips a batch.
         learning_rate: peak rate of Adam.
         warmup_rate: rate the warm-up starts from.
@@ -291,6 +323,8 @@ class Stage1Config:
         temperature: tau of the supervised contrastive loss.
         normalize: L2-normalise both sides before the inner product; the paper does not.
         drop_last: leave out the last partial batch of an epoch.
+        accumulate: batches whose gradients make one step.
+        precision: see `Precision`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -304,9 +338,12 @@ class Stage1Config:
     temperature: float = 1.0
     normalize: bool = False
     drop_last: bool = False
+    accumulate: int = 1
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         _in_range(self, epochs=(0, 1_000_000), batch_clips=(2, 1_000_000), learning_rate=(0, 10), warmup_rate=(0, 10))
+        _in_range(self, accumulate=(1, 100_000))
         _in_range(self, final_rate=(0, 10), warmup_epochs=(0, 1_000_000), weight_decay=(0, 10), temperature=(1e-6, 1e6))
 
 
@@ -315,6 +352,9 @@ class Stage2Config:
     """Stage 2: prototype-guided fine-tuning (method.md section 4).
 
     Attributes:
+        prototypes: see `PrototypeChoice`.
+        temporal: Skeleton Guided Temporal Modelling on or off.
+        prototype_frames: a part's features for its prototype: of one "clip", drawn as in training, or of "all" frames.
         epochs: passes over the training parts.
         identities: P, identities a batch.
         clips_per_identity: clips of each identity in a batch.
@@ -331,9 +371,15 @@ class Stage2Config:
         prototype_weight: of the cross-entropy on the prototype logits.
         frame_weight: of the frame-wise cross-entropy, which is divided by T as well.
         freeze_skeleton_encoder: keep stage 1's skeleton encoder as it is (the paper's figure; its code trains it).
+        accumulate: batches whose gradients make one step.
+        precision: see `Precision`.
+        keep_every: keep the checkpoint of every n-th epoch as well; 0 keeps the last one only.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    prototypes: PrototypeChoice = "pfu"
+    temporal: bool = True
+    prototype_frames: Literal["clip", "all"] = "clip"
     epochs: int = 80
     identities: int = 4
     clips_per_identity: int = 4
@@ -350,15 +396,39 @@ class Stage2Config:
     prototype_weight: float = 1.0
     frame_weight: float = 1.3
     freeze_skeleton_encoder: bool = False
+    accumulate: int = 1
+    precision: Precision = "auto"
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
         _in_range(self, epochs=(0, 1_000_000), identities=(2, 4096), clips_per_identity=(2, 4096))
         _in_range(self, learning_rate=(0, 10), bias_factor=(0, 1e4), head_factor=(0, 1e4), weight_decay=(0, 10))
         _in_range(self, warmup_epochs=(0, 1_000_000), label_smoothing=(0, 0.999), margin=(0, 100))
+        _in_range(self, accumulate=(1, 100_000), keep_every=(0, 1_000_000))
         for name in ("identity_weight", "triplet_weight", "prototype_weight", "frame_weight"):
             _in_range(self, **{name: (0, 1e6)})
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"Stage2Config.milestones: got {self.milestones}, expected ascending epochs.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateConfig:
+    """Which epoch of stage 2 is reported. The published recipes train on everybody and report the last one.
+
+    Attributes:
+        select: "last"; "validation": the epoch with the best mAP among people held out of training; "test": the best
+            on the test set itself, which flatters every figure and is marked so wherever it is shown.
+        fraction: share of the training people held out for "validation", drawn from the seed.
+        every: epochs from one look to the next; the last epoch is always looked at.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    select: Literal["last", "validation", "test"] = "last"
+    fraction: float = 0.1
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _in_range(self, fraction=(1e-6, 0.9), every=(1, 1_000_000))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,6 +493,55 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WalkersConfig:
+    """Walkers, the synthetic benchmark (`csip.ingest.benchmarks.walkers`): everything that changes its rows.
+
+    Attributes:
+        people: persons in all, train and test.
+        twins: share of the people who come in pairs of the same clothes, hair and skin.
+        test_fraction: share of the people held out for query and gallery; a pair stays together.
+        cameras: views of the place that everybody walks through.
+        passes: times each person walks past each camera; of a test person's, the first is the query.
+        frames: of a pass, at 10 a second.
+        layout: which skeletons become rows: HMR-like 3D ("h36m17") or detector-like 2D ("coco17").
+        joint_noise: standard deviation of 3D joints along each axis, metres.
+        scale_noise: standard deviation of the factor by which a pass's 3D skeletons are too large or too small.
+        keypoint_noise: standard deviation of 2D joints along each axis, as a share of the person's height in pixels.
+        missing_joints: chance that a joint is not found in a frame; three times that where it is hidden.
+        missing_frames: chance that a frame has no skeleton at all.
+        occlusion: chance that something stands in front of part of a pass.
+        box_noise: standard deviation of the box's edges, as a share of its height.
+        jpeg_quality: of the stored crops, 1..100.
+        seed: of everything.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    people: int = 60
+    twins: float = 0.5
+    test_fraction: float = 0.5
+    cameras: int = 4
+    passes: int = 2
+    frames: int = 24
+    layout: Literal["h36m17", "coco17"] = "h36m17"
+    joint_noise: float = 0.015
+    scale_noise: float = 0.02
+    keypoint_noise: float = 0.01
+    missing_joints: float = 0.03
+    missing_frames: float = 0.05
+    occlusion: float = 0.15
+    box_noise: float = 0.015
+    jpeg_quality: int = 90
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # 40 frames at 10 a second are 6 metres at a brisk pace: more would lead out of some camera's view.
+        _in_range(self, people=(4, 100_000), twins=(0, 1), test_fraction=(0, 1), cameras=(2, 100), passes=(2, 100))
+        _in_range(self, frames=(2, 40), joint_noise=(0, 1), scale_noise=(0, 0.2), keypoint_noise=(0, 0.2))
+        _in_range(self, missing_joints=(0, 1), missing_frames=(0, 1), occlusion=(0, 1), box_noise=(0, 0.1))
+        _in_range(self, jpeg_quality=(1, 100), seed=(0, 2**63 - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractConfig:
     """What `build-skeletons` needs: everything that changes the rows of a snapshot of video.
 
@@ -431,6 +550,7 @@ class ExtractConfig:
         detect: people and keypoints.
         track: tracklets and crops.
         split: the protocol of unlabelled video.
+        walkers: the synthetic benchmark, for the source `walkers:`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -438,6 +558,7 @@ class ExtractConfig:
     detect: DetectConfig = field(default_factory=DetectConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    walkers: WalkersConfig = field(default_factory=WalkersConfig)
 
     def __post_init__(self) -> None:
         if not self.dataset.replace("-", "").replace("_", "").isalnum():
@@ -458,11 +579,13 @@ class Experiment:
         detect: people and keypoints.
         track: tracklets and crops.
         split: the protocol of unlabelled video.
+        walkers: the synthetic benchmark.
         clip: snapshot to clips.
         model: the network.
         pretrain: visual pretraining of encoders trained from scratch.
         stage1: contrastive skeleton-image pretraining.
         stage2: prototype-guided fine-tuning.
+        validate: which epoch of stage 2 is reported.
         embed: parts to embeddings.
         evaluate: embeddings to scores.
         report: scores to a page.
@@ -476,11 +599,13 @@ class Experiment:
     detect: DetectConfig = field(default_factory=DetectConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    walkers: WalkersConfig = field(default_factory=WalkersConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -492,7 +617,9 @@ class Experiment:
     @property
     def extract(self) -> ExtractConfig:
         """The sections that `build-skeletons` needs."""
-        return ExtractConfig(dataset=self.dataset, detect=self.detect, track=self.track, split=self.split)
+        return ExtractConfig(
+            dataset=self.dataset, detect=self.detect, track=self.track, split=self.split, walkers=self.walkers
+        )
 
 
 def to_plain(value: Any) -> Any:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import torch
 
+from csip import ranks
 from csip.errors import CsipError
 
 
 def resolve_device(name: str) -> str:
-    """Turn "auto" into the first CUDA device where there is one, else the CPU; check any other name.
+    """Turn "auto" into a CUDA device where there is one, else the CPU; check any other name.
+
+    Of several processes on a machine each takes the CUDA device of its own number, as "cuda" does too.
 
     Raises:
         CsipError: the device does not exist on this machine.
         ValueError: the name is no device name.
     """
     if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"runtime.device: got {name!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return name
+    index = ranks.local_rank() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
         raise CsipError(
-            f"runtime.device: got {name!r}, but torch finds {torch.cuda.device_count()} CUDA devices here. "
-            "Use --set runtime.device=auto, or install a driver and a CUDA build of torch."
+            f"runtime.device: got {name!r}, which is device {index} here, but torch finds {torch.cuda.device_count()} "
+            "CUDA devices. Use --set runtime.device=auto and no more runtime.processes than devices, or install a "
+            "driver and a CUDA build of torch."
         )
-    return f"cuda:{device.index or 0}" if device.type == "cuda" else name
+    return f"cuda:{index}"

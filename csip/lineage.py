@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,8 @@ class History:
                 tables.current(self.store, "tracklets"), ["video_sha"], f"tracklet_id = {tables.quote(ref)}"
             )
             found = [known[("video", sha)] for sha in owner["video_sha"].to_pylist() if ("video", sha) in known]
+            if not found and len(owner):
+                found = self._snapshots_with(ref, known.values())
         if len(found) != 1:
             names = ", ".join(sorted(f"{t.kind} {t.name[:16]}" for t in found)) or "nothing"
             raise StoreError(
@@ -201,6 +203,12 @@ class History:
                 "(path or SHA-256), embeddings digest or table@version. `csip train-csip` prints them at its end."
             )
         return found[0]
+
+    def _snapshots_with(self, tracklet: str, known: Iterable[_Thing]) -> list[_Thing]:
+        """Find what stands behind a tracklet that no video does: the snapshots that an import made of it."""
+        where = f"tracklet_id = {tables.quote(tracklet)}"
+        names = set(tables.read(tables.current(self.store, "splits"), [], where)["dataset"].to_pylist())
+        return [thing for thing in known if thing.kind == "snapshot" and thing.name in names]
 
     def _walk(self, thing: _Thing, before: str | None, above: frozenset[tuple[str, str]]) -> Node:
         key = (thing.kind, thing.name)

@@ -181,11 +181,13 @@ class Outcome(Generic[ValueT]):
         value: the reference that later stages read.
         counts: what was kept, and what was dropped and why.
         weights: file name -> SHA-256 of weights that came from outside.
+        leftovers: files to remove once the stage is recorded as done.
     """
 
     value: ValueT
     counts: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    leftovers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
     with_set(demo)
 
     build = command("build-skeletons", _build, "Videos to a published snapshot of tracklets, crops and skeletons.")
-    build.add_argument("source", nargs="+", metavar="SOURCE", help="a video, a folder of videos, or a .csv manifest")
+    sources = "a video, a folder of videos, or a .csv manifest; or one benchmark: walkers:"
+    build.add_argument("source", nargs="+", metavar="SOURCE", help=sources)
     build.add_argument("--camera", default="", metavar="NAME", help="the one camera that took all of them")
-    build.add_argument("--recipe", default="video", metavar="NAME", help="whose extract section holds (default: video)")
+    build.add_argument(
+        "--recipe", default="", metavar="NAME", help="whose numbers hold (default: the benchmark's, else video)"
+    )
     with_store(build)
     with_set(build)
 
@@ -76,7 +80,20 @@ def make_parser() -> argparse.ArgumentParser:
     with_store(evaluate)
     with_set(evaluate)
 
-    config = command("config", _config, "Print every number of a recipe.")
+    ablate = command("ablate", _ablate, "Train with and without each part of the method, over several seeds.")
+    ablate.add_argument("recipe", metavar="RECIPE", help="one whose benchmark is made here: walkers")
+    ablate.add_argument("--seeds", type=_positive, default=3, metavar="N", help="trainings a row (default: 3)")
+    ablate.add_argument("--rows", default="abcdef", metavar="LETTERS", help="rows of the table (default: abcdef)")
+    text = "trainings side by side (default: one a CPU core, or one where there is a GPU)"
+    ablate.add_argument("--parallel", type=_positive, default=0, metavar="N", help=text)
+    with_store(ablate)
+    with_set(ablate)
+
+    published = command("import-checkpoint", _import, "A checkpoint of the published implementation to one of ours.")
+    published.add_argument("file", metavar="FILE", help="a .pth or .pt file of tensors; code in it is not run")
+    with_store(published)
+
+    config = command("config", _config, "Print every number of a recipe and where it comes from.")
     config.add_argument("recipe", metavar="RECIPE")
     with_set(config)
 
@@ -114,7 +131,9 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
-    experiment = _recipe(args.recipe, args.set)
+    from csip.ingest.benchmarks.importing import benchmark_name
+
+    experiment = _recipe(args.recipe or benchmark_name(args.source[0]) or "video", args.set)
     from flows import commands
 
     commands.build(tuple(args.source), args.camera, experiment, _absolute(args.store), as_json=args.json)
@@ -134,11 +153,46 @@ def _evaluate(args: argparse.Namespace) -> None:
     commands.evaluate(Path(args.checkpoint), args.snapshot, experiment, _absolute(args.store), as_json=args.json)
 
 
-def _config(args: argparse.Namespace) -> None:
+def _ablate(args: argparse.Namespace) -> None:
+    from csip.device import resolve_device
+
     experiment = _recipe(args.recipe, args.set)
+    on_cpu = resolve_device(experiment.runtime.device) == "cpu"
+    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
+    parallel = args.parallel or (cores if on_cpu else 1)
+    if on_cpu and not experiment.runtime.threads:
+        runtime = replace(experiment.runtime, threads=max(1, (cores or 1) // parallel))
+        experiment = replace(experiment, runtime=runtime)
+    from flows import commands
+    from flows.ablate_csip import ROWS
+
+    rows = tuple(dict.fromkeys(args.rows))
+    if not set(rows) <= set(ROWS):
+        raise UsageError(f"--rows {args.rows}: found letters other than those of the table: {''.join(ROWS)}.")
+    commands.ablate(experiment, _absolute(args.store), args.seeds, rows, parallel, as_json=args.json)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _import(args: argparse.Namespace) -> None:
+    store = _absolute(args.store)
     from flows import commands
 
-    commands.show_config(experiment, as_json=args.json)
+    commands.import_published(Path(args.file).resolve(), store, as_json=args.json)
+
+
+def _config(args: argparse.Namespace) -> None:
+    experiment = _recipe(args.recipe, args.set)
+    from csip.origins import origins_of
+    from flows import commands
+    from flows.recipes import RECIPES
+
+    commands.show_config(experiment, origins_of(RECIPES[args.recipe](), args.set), as_json=args.json)
 
 
 def _lineage(args: argparse.Namespace) -> None:

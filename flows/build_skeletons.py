@@ -7,6 +7,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.evaluation.publish import publish
+from csip.ingest.benchmarks.importing import import_benchmark, is_benchmark
 from csip.ingest.extract import extract_videos
 from csip.ingest.sources import list_videos
 from csip.types import Snapshot
@@ -14,6 +15,7 @@ from flows.stage import stage
 
 list_videos_task = stage(list_videos, process=False, cached=False)
 extract_videos_task = stage(extract_videos, process=True, cached=False)
+import_benchmark_task = stage(import_benchmark, process=True, cached=False)
 publish_task = stage(publish, process=False, cached=False)
 
 
@@ -29,12 +31,15 @@ def build_skeletons(
     """Decode, find and track people, cache crops and skeletons; videos already done are not done again.
 
     Args:
-        sources: videos, folders of videos, or .csv manifests with the columns path and camera.
+        sources: videos, folders of videos, or .csv manifests with the columns path and camera; or one benchmark,
+            such as `walkers:`.
         store: the folder of the store's tables.
         camera: the one camera that took all of them; empty: every file is a camera of its own.
         config: what changes the rows.
         runtime: what only changes how fast they come.
     """
+    if is_benchmark(sources):
+        return import_benchmark_task(store, sources[0], config, runtime)
     videos = list_videos_task(store, sources, camera, config, runtime)
     extracted = [extract_videos_task.submit(store, batch, config, runtime) for batch in videos.batches]
     return publish_task(store, videos, tuple(future.result() for future in extracted), config)

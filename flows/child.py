@@ -1,7 +1,9 @@
 """The process that a heavy stage runs in: a request on standard input, progress on standard output, a manifest file.
 
 A process of its own can be killed when native code hangs, gives its GPU memory back, and knows nothing of Prefect.
-It ends by itself when its parent does: the parent holds the other end of standard input open.
+Told to stop (SIGTERM or SIGINT, or its parent is gone), it closes its stage, which saves what it has, and ends. A
+training may run in several such processes, which torchrun starts: they find the request in a file, all do the same work
+on their shares, and the first one speaks.
 """
 
 from __future__ import annotations
@@ -9,41 +11,94 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from csip import tables
+from csip import ranks, tables
 from csip.config import from_plain, to_plain
 from csip.errors import CsipError
 from csip.types import Outcome, Output, Progress, Stage
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 OURS = ("csip", "flows", "storage_schemas")
+REQUEST = "CSIP_STAGE_REQUEST"
+STOPPED = 143
 _SECONDS_BETWEEN_RECORDS = 0.2
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
-def run_stage(stage: Stage[Any], out: Output, name: str, tell: Any) -> Outcome[Any]:
-    """Run a stage to its end: pass on its progress, and keep every epoch's figures in `metrics`."""
+class StoppedError(Exception):
+    """The stage was told to stop, and has saved what it had."""
+
+
+def run_stage(
+    stage: Stage[Any], out: Output, name: str, tell: Any, stopping: Callable[[], bool] = lambda: False
+) -> Outcome[Any]:
+    """Run a stage to its end: pass on its progress, and keep every epoch's figures in `metrics` and for TensorBoard.
+
+    Args:
+        stage: as called.
+        out: the store and the run's id.
+        name: the stage's.
+        tell: who hears of progress.
+        stopping: asked after every record; True closes the stage.
+
+    Raises:
+        StoppedError: the stage was closed.
+    """
     last = float("-inf")
-    while True:
-        try:
-            record = next(stage)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        if record.unit == "epochs" and record.values:
-            rows = [
-                {"run_id": out.run_id, "step": record.done, "name": key, "stage": name, "value": float(value)}
-                for key, value in record.values.items()
-            ]
-            tables.upsert(out.store, "metrics", tables.from_rows("metrics", rows))
-        now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_RECORDS or record.done == record.total:
-            last = now
-            tell(record)
+    curves = _Curves(Path(out.store) / "tensorboard" / f"{name}-{out.run_id}")
+    try:
+        while True:
+            try:
+                record = next(stage)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if record.unit == "epochs" and record.values and ranks.rank() == 0:
+                rows = [
+                    {"run_id": out.run_id, "step": record.done, "name": key, "stage": name, "value": float(value)}
+                    for key, value in record.values.items()
+                ]
+                tables.upsert(out.store, "metrics", tables.from_rows("metrics", rows))
+                curves.add(record)
+            now = time.monotonic()
+            if now - last >= _SECONDS_BETWEEN_RECORDS or record.done == record.total:
+                last = now
+                tell(record)
+            if ranks.any_rank(stopping()):
+                raise StoppedError
+    finally:
+        stage.close()
+        curves.close()
+
+
+class _Curves:
+    """TensorBoard's event files of one run; its library is loaded when there is something to write."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def add(self, record: Progress) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder))
+        for name, value in record.values.items():
+            self._writer.add_scalar(name, value, record.done)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def call(function: Any, arguments: dict[str, Any]) -> Any:
@@ -59,44 +114,72 @@ def raised_by(error: BaseException, *packages: str) -> bool:
 
 
 def main() -> int:
-    """Serve one request; exit 0 with a result, 3 with a user's error, 1 with a traceback on standard error."""
+    """Serve one request; exit 0 with a result, 3 with a user's error, 143 when stopped, 1 with a traceback."""
     # Libraries that print must not break the stream of records.
     records = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, args=(sys.stdin,), daemon=True).start()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    in_file = os.environ.get(REQUEST)
+    request = json.loads(Path(in_file).read_text(encoding="utf-8") if in_file else sys.stdin.readline())
+    watch = threading.Thread(target=_end_with_parent, args=(request, not in_file, stop), daemon=True)
+    watch.start()
     manifest = Path(request["manifest"])
 
     def tell(record: Progress) -> None:
-        records.write(json.dumps(to_plain(record)) + "\n")
-        records.flush()
+        if ranks.rank() == 0:
+            records.write(json.dumps(to_plain(record)) + "\n")
+            records.flush()
 
+    name = request["function"].rpartition(":")[2]
     try:
-        module, _, name = request["function"].rpartition(":")
-        out: Output = from_plain(Output, request["out"])
-        stage = call(getattr(import_module(module), name), request["arguments"] | {"out": request["out"]})
-        outcome = run_stage(stage, out, name, tell)
+        with ranks.joined():
+            module, _, _ = request["function"].rpartition(":")
+            out: Output = from_plain(Output, request["out"])
+            stage = call(getattr(import_module(module), name), request["arguments"] | {"out": request["out"]})
+            outcome = run_stage(stage, out, name, tell, stop.is_set)
+            result = {"outcome": to_plain(outcome)}
     except (CsipError, ValueError) as error:
         if isinstance(error, ValueError):
             if not raised_by(error, *OURS):
                 raise
             logging.getLogger(__name__).exception("%s", name)
+        # Every process of a training fails alike; whichever comes first says why.
         _write(manifest, {"error": type(error).__name__, "message": str(error)})
         return 3
-    except KeyboardInterrupt:
-        return 130
-    _write(manifest, {"outcome": to_plain(outcome)})
+    except (StoppedError, BrokenPipeError):
+        return STOPPED
+    if os.environ.get("RANK", "0") == "0":
+        _write(manifest, result)
     return 0
 
 
-def _end_with_parent(stdin: IO[str]) -> None:
-    stdin.read()
-    os._exit(130)
+def _end_with_parent(request: dict[str, Any], piped: bool, stop: threading.Event) -> None:
+    """Stop when the process that asked is gone, and end for good if that takes too long."""
+    launcher = os.getppid()
+    if piped:
+        # It holds the other end of standard input open.
+        sys.stdin.read()
+    else:
+        while os.getppid() == launcher and _alive(request["parent"]):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    stop.set()
+    time.sleep(request["stop_seconds"])
+    os._exit(STOPPED)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(manifest), encoding="utf-8")
     part.replace(path)
 

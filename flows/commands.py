@@ -6,23 +6,27 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.task_runners import ThreadPoolTaskRunner
 from rich.text import Text
 
 from csip import tables
 from csip.config import Experiment, to_plain
 from csip.errors import CsipError
-from csip.evaluation.protocol import LABEL
+from csip.evaluation.ablation import summarise
+from csip.evaluation.protocol import label
 from csip.lineage import History, flatten
 from csip.models.checkpoints import checkpoint_ref
+from csip.models.published import import_checkpoint
+from csip.origins import leaves
 from csip.tables import RunRecord, quote
 from csip.types import ResultsRef, Snapshot
 from flows import terminal
+from flows.ablate_csip import ROWS, Ablated, ablate_csip
 from flows.build_skeletons import build_skeletons
 from flows.child import raised_by
 from flows.evaluate_csip import evaluate_csip
@@ -97,22 +101,76 @@ def evaluate(checkpoint: Path, snapshot: str, experiment: Experiment, store: str
         _show_results(told)
 
 
-def show_config(experiment: Experiment, *, as_json: bool) -> None:
-    """Print every number of a recipe, one a line, in the spelling that --set takes."""
+def ablate(
+    experiment: Experiment, store: str, seeds: int, rows: tuple[str, ...], parallel: int, *, as_json: bool
+) -> None:
+    """Build the recipe's benchmark where the store lacks it, and run the flow "ablate-csip" on it."""
+    built = _build((f"{experiment.dataset}:",), "", experiment, store, quiet=as_json)
+    begun = tables.now()
+    flow = ablate_csip.with_options(task_runner=ThreadPoolTaskRunner(max_workers=parallel))  # type: ignore[arg-type]
+    with _watched(quiet=as_json):
+        done: tuple[Ablated, ...] = flow(built["snapshot"], store, experiment, tuple(range(seeds)), rows)
+    told = {
+        "snapshot": built["snapshot"],
+        "store": store,
+        "seeds": [one.seed for one in done],
+        "rows": {row: ROWS[row].text for row in rows},
+        "scores": summarise([_result_values(one.scores) for one in done]),
+        "retrieval": summarise(
+            [
+                {"before stage 1": before, "after stage 1": after}
+                for one in done
+                for before in _result_values(one.before).values()
+                for after in _result_values(one.retrieval).values()
+            ]
+        ),
+        "runs": {str(one.seed): {"scores": one.scores.run_id, "retrieval": one.retrieval.run_id} for one in done},
+        "seconds": round(sum(run.seconds for run in tables.find_runs(store, f"started >= {quote(begun)}")), 1),
+    }
     if as_json:
-        terminal.show_json(to_plain(experiment))
+        terminal.show_json(told)
+    else:
+        terminal.OUT.print(terminal.ablation(told))
+
+
+def _result_values(results: ResultsRef) -> dict[str, dict[str, float]]:
+    """Read an evaluation: encoder -> name of a figure -> figure."""
+    values: dict[str, dict[str, float]] = {}
+    for row in tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist():
+        values.setdefault(row["encoder"], {})[row["name"]] = row["value"]
+    return values
+
+
+def show_config(experiment: Experiment, origins: Mapping[str, str], *, as_json: bool) -> None:
+    """Print every number of a recipe, one a line, in the spelling that --set takes, and where it comes from."""
+    if as_json:
+        terminal.show_json({"values": to_plain(experiment), "sources": dict(origins)})
         return
-    for name, value in _leaves(experiment, ""):
+    lines = {}
+    for name, value in leaves(experiment).items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        terminal.OUT.print(Text(f"{name}={text.lower() if value is None or isinstance(value, bool) else text}"))
+        lines[name] = f"{name}={text.lower() if value is None or isinstance(value, bool) else text}"
+    width = max(map(len, lines.values()))
+    for name, line in lines.items():
+        terminal.OUT.print(Text.assemble(line.ljust(width), (f"  # {origins[name]}", "dim")))
 
 
-def _leaves(section: Any, path: str) -> list[tuple[str, Any]]:
-    out = []
-    for one in fields(section):
-        value, name = getattr(section, one.name), f"{path}{one.name}"
-        out += _leaves(value, f"{name}.") if is_dataclass(value) else [(name, value)]
-    return out
+def import_published(path: Path, store: str, *, as_json: bool) -> None:
+    """Write a checkpoint of the published implementation as one of ours."""
+    ref, spec, report = import_checkpoint(path, store)
+    if as_json:
+        terminal.show_json({"checkpoint": to_plain(ref), "spec": to_plain(spec), "report": to_plain(report)})
+        return
+    rows: list[tuple[str, object]] = [
+        ("file", f"{path}, SHA-256 {report.sha256[:12]}"),
+        ("parameters", f"{report.parameters} in {report.placed} tensors"),
+        ("people, cameras", f"{len(spec.pids)}, {len(spec.cameras)}"),
+        ("unused tensors", f"{len(report.unused)}{': ' if report.unused else ''}{', '.join(report.unused)}"),
+        ("not in the file", ", ".join(report.kept)),
+        ("checkpoint", ref.path),
+        ("next", f"csip evaluate-csip {shlex.quote(ref.path)} --store {shlex.quote(store)} --snapshot NAME"),
+    ]
+    terminal.OUT.print(terminal.facts("Imported", rows))
 
 
 def lineage(ref: str, store: str, *, as_json: bool) -> None:
@@ -130,7 +188,7 @@ def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store:
     with _watched(quiet=quiet):
         snapshot: Snapshot = build_skeletons(sources, store, camera, experiment.extract, experiment.runtime)
     done = tables.find_runs(store, f"started >= {quote(begun)}")
-    listed = next(run.counts for run in reversed(done) if run.stage == "list_videos")
+    listed: Mapping[str, Any] = next((run.counts for run in reversed(done) if run.stage == "list_videos"), {})
     return {
         "snapshot": snapshot.name,
         "store": store,
@@ -152,9 +210,6 @@ def _train(snapshot: str, experiment: Experiment, store: str, *, quiet: bool) ->
 
 def _tell_results(results: ResultsRef, store: str, begun: str) -> dict[str, Any]:
     rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
-    scores: dict[str, dict[str, float]] = {}
-    for row in rows:
-        scores.setdefault(row["encoder"], {})[row["name"]] = row["value"]
     behind = {n.made_by.run_id: n.made_by for n in flatten(History(store).find(results.run_id)) if n.made_by}
     done = tables.find_runs(store, f"started >= {quote(begun)}")
     now = {run.run_id for run in done}
@@ -164,7 +219,8 @@ def _tell_results(results: ResultsRef, store: str, begun: str) -> dict[str, Any]
         "run_id": results.run_id,
         "store": store,
         "protocol": rows[0]["described"],
-        "scores": scores,
+        "label": label(rows[0]["protocol"]),
+        "scores": _result_values(results),
         "losses": _losses(store, sorted(training, key=lambda run: run.started)),
         "stages": [_stage(run) for run in done],
         "reused": [_stage(run) for run in reused],
@@ -185,7 +241,20 @@ def _stage(run: RunRecord) -> dict[str, Any]:
 
 
 def _show_build(built: Mapping[str, Any]) -> None:
-    counts, listed = built["counts"], built["listed"]
+    rows = _video_rows(built["counts"], built["listed"]) if built["listed"] else _benchmark_rows(built["counts"])
+    rows.append(("snapshot", built["snapshot"]))
+    rows.append(("table versions", ", ".join(f"{name}@{version}" for name, version in built["tables"].items())))
+    rows.append(("store", built["store"]))
+    terminal.OUT.print(terminal.facts("Skeletons", rows))
+    _show_stages(built["stages"], [])
+
+
+def _benchmark_rows(counts: Mapping[str, Any]) -> list[tuple[str, object]]:
+    plain = [(name, value) for name, value in counts.items() if not isinstance(value, Mapping)]
+    return [(name.replace("_", " "), value) for name, value in plain]
+
+
+def _video_rows(counts: Mapping[str, Any], listed: Mapping[str, Any]) -> list[tuple[str, object]]:
     failed = counts["videos_left_out"]
     new = listed["videos"] - listed["already_extracted"] - failed
     again = "" if new else ": nothing was extracted again"
@@ -210,11 +279,7 @@ def _show_build(built: Mapping[str, Any]) -> None:
     else:
         out = ", ".join(f"{number} {reason}" for reason, number in counts["left_out_of_protocol"].items())
         rows.append(("people", f"{counts['train_people']} to train, {counts['test_people']} to test; left out: {out}"))
-    rows.append(("snapshot", built["snapshot"]))
-    rows.append(("table versions", ", ".join(f"{name}@{version}" for name, version in built["tables"].items())))
-    rows.append(("store", built["store"]))
-    terminal.OUT.print(terminal.facts("Skeletons", rows))
-    _show_stages(built["stages"], [])
+    return rows
 
 
 def _show_train(told: Mapping[str, Any]) -> None:
@@ -227,7 +292,7 @@ def _show_train(told: Mapping[str, Any]) -> None:
 
 def _show_results(told: Mapping[str, Any]) -> None:
     _show_stages(told["stages"], told["reused"])
-    terminal.OUT.print(terminal.scores(told["scores"], LABEL))
+    terminal.OUT.print(terminal.scores(told["scores"], told["label"]))
     terminal.OUT.print(Text(told["protocol"] + "\n", style="dim"))
 
 

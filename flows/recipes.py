@@ -49,5 +49,58 @@ def video() -> Experiment:
     return Experiment(name="video")
 
 
-RECIPES: dict[str, Callable[[], Experiment]] = {"demo": demo, "video": video}
+def mars() -> Experiment:
+    """Make CSIP-ReID's experiment on MARS, number for number."""
+    return Experiment(name="mars", dataset="mars")
+
+
+def lsvid() -> Experiment:
+    """Make CSIP-ReID's experiment on LS-VID: long tracklets are trained on in chunks, the heads at the base rate."""
+    return Experiment(
+        name="lsvid",
+        dataset="lsvid",
+        clip=ClipConfig(unit="chunk", unit_frames=48),
+        stage2=Stage2Config(head_factor=1.0),
+    )
+
+
+def ilids() -> Experiment:
+    """Make CSIP-ReID's experiment on iLIDS-VID: windows of 8 frames, fewer epochs, the heads at the base rate."""
+    return Experiment(
+        name="ilids",
+        dataset="ilids",
+        clip=ClipConfig(unit="window", unit_frames=8, unit_stride=4),
+        stage1=Stage1Config(drop_last=True),
+        stage2=Stage2Config(epochs=60, milestones=(30, 50), head_factor=1.0),
+    )
+
+
+def walkers() -> Experiment:
+    """Make the experiment on Walkers, people drawn by the computer: a small ViT from scratch, minutes on two cores."""
+    return Experiment(
+        name="walkers",
+        dataset="walkers",
+        clip=ClipConfig(frames=4, height=128, width=64),
+        model=ModelConfig(
+            image_encoder="vit_tiny_patch16_224",
+            image_weights="none",
+            image_depth=4,
+            image_width=128,
+            image_heads=4,
+            width=128,
+            joint_layers=3,
+            joint_heads=4,
+            joint_dropout=0.1,
+            prototype_heads=4,
+            temporal_heads=4,
+        ),
+        pretrain=PretrainConfig(epochs=25, learning_rate=1e-3, triplet_weight=0.01),
+        stage1=Stage1Config(epochs=40, batch_clips=16, learning_rate=1e-3),
+        stage2=Stage2Config(epochs=30, learning_rate=4e-4, head_factor=3.0, warmup_epochs=3, milestones=(20, 27)),
+    )
+
+
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    recipe.__name__: recipe for recipe in (demo, video, mars, lsvid, ilids, walkers)
+}
 """Recipe name -> the function that makes it."""

@@ -29,6 +29,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_args, get_typ
 
 from prefect import State, Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
 from prefect.states import Completed
 
 from csip import errors, tables
@@ -37,7 +38,7 @@ from csip.device import resolve_device
 from csip.lineage import git_commit, source_digest
 from csip.tables import RunRecord
 from csip.types import Output, Progress, Stage, TableRef
-from flows.child import call, run_stage
+from flows.child import REQUEST, call, run_stage
 from flows.progress import Reporter
 
 # OpenMP's threads wait for each other by spinning. On a machine with other work to do, that made small training steps
@@ -49,7 +50,7 @@ T = TypeVar("T")
 
 
 def stage(
-    function: Callable[Concatenate[Output, P], Stage[T]], *, process: bool, cached: bool
+    function: Callable[Concatenate[Output, P], Stage[T]], *, process: bool, cached: bool, shared: bool = False
 ) -> Task[Concatenate[str, P], T]:
     """Make a Prefect task of a stage function; the task takes the store's folder in place of the function's `out`.
 
@@ -57,6 +58,7 @@ def stage(
         function: a generator of `Progress` that returns an `Outcome`.
         process: run it in a child process with a deadline; else in the flow's own.
         cached: give back a finished run with the same key instead of running it again.
+        shared: `runtime.processes` of them work on it together.
     """
     name = function.__name__
     signature = inspect.signature(function)
@@ -69,7 +71,7 @@ def stage(
         bound = run.__signature__.bind(*args, **kwargs)  # type: ignore[attr-defined]
         bound.apply_defaults()
         given = {key: to_plain(value) for key, value in bound.arguments.items()}
-        return _run(function, given.pop("store"), given, process=process, cached=cached)
+        return _run(function, given.pop("store"), given, process=process, cached=cached, shared=shared)
 
     run.__name__ = name
     run.__doc__ = function.__doc__
@@ -87,7 +89,7 @@ class _StageTask(Task[Any, Any]):
         return found.result() if isinstance(found, State) and not kwargs.get("return_state") else found
 
 
-def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cached: bool) -> Any:
+def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cached: bool, shared: bool) -> Any:
     name, module = function.__name__, function.__module__
     runtime: RuntimeConfig = from_plain(RuntimeConfig, given.get("runtime", {}))
     inputs = _without_runtime(given)
@@ -102,10 +104,11 @@ def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cac
         value = from_plain(kind, {"value": known.outputs}).value
         return Completed(name="Cached", message=f"Done by run {known.run_id}.", data=value)
     out = Output(store, uuid.uuid4().hex[:12])
-    reporter = Reporter(name)
+    reporter = Reporter(task_run.name or name)
     started, begun = tables.now(), time.monotonic()
     if process:
-        outcome = from_plain(kind, _run_child(f"{module}:{name}", out, given, runtime.stall_seconds, reporter, logger))
+        together = runtime.processes if shared else 1
+        outcome = from_plain(kind, _run_child(f"{module}:{name}", out, given, runtime, together, reporter, logger))
     else:
         outcome = run_stage(call(function, given | {"out": to_plain(out)}), out, name, reporter)
     reporter.finish()
@@ -127,6 +130,8 @@ def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cac
             seconds=round(time.monotonic() - begun, 3),
         ),
     )
+    for path in outcome.leftovers:
+        Path(path).unlink(missing_ok=True)
     return outcome.value
 
 
@@ -159,55 +164,93 @@ def _still_there(outputs: Any) -> bool:
 
 
 def _run_child(
-    function: str, out: Output, given: dict[str, Any], stall: float, reporter: Reporter, logger: Any
+    function: str,
+    out: Output,
+    given: dict[str, Any],
+    runtime: RuntimeConfig,
+    together: int,
+    reporter: Reporter,
+    logger: Any,
 ) -> dict[str, Any]:
-    """Run a stage in a child process; kill it when it reports nothing for `stall` seconds.
+    """Run a stage in a child process, or in several that torchrun starts.
+
+    It is killed when it reports nothing for `stall_seconds`. When this process is to end, it is told to stop, and has
+    `stop_seconds` to save what it has.
 
     Raises:
         CsipError: of the kind and with the message that the stage raised; `StageError` when the process died or hung.
     """
+    stall = runtime.stall_seconds
     with tempfile.TemporaryDirectory(prefix="csip-stage-") as folder:
         manifest = Path(folder) / "manifest.json"
         request = {"function": function, "arguments": given, "out": to_plain(out), "manifest": str(manifest)}
-        # -P: code comes from where this process has it, not from whatever folder the user stands in.
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=_SHARED_MACHINE | os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
+        request |= {"parent": os.getpid(), "stop_seconds": runtime.stop_seconds}
+        child = _start(json.dumps(request), Path(folder), together, runtime.threads)
         lines: queue.Queue[str | None] = queue.Queue()
         tail: deque[str] = deque(maxlen=40)
         readers = [
             threading.Thread(target=_pump, args=(child.stdout, lines.put), daemon=True),
             threading.Thread(target=_pump, args=(child.stderr, _log_to(logger, tail, reporter)), daemon=True),
         ]
+        patience = runtime.stop_seconds
         try:
             for reader in readers:
                 reader.start()
-            # A child that died as it started reads nothing; its last words say why.
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
-                child.stdin.flush()  # type: ignore[union-attr]
             while (line := lines.get(timeout=stall)) is not None:
                 reporter(from_plain(Progress, json.loads(line)))
             child.wait(timeout=stall)
         except (queue.Empty, subprocess.TimeoutExpired):
+            patience = 0.0
             raise errors.StageError(
                 f"Stage {function}: its process (pid {child.pid}) reported nothing for {stall:g} s and was killed. "
                 "Expected progress; run the same command again, which goes on from what is committed, or raise "
                 "runtime.stall_seconds."
             ) from None
         finally:
-            child.kill()
-            child.wait()
+            _end(child, patience)
             for reader in readers:
                 reader.join(timeout=5)
         return _read_manifest(function, manifest, child.returncode, tail)
+
+
+def _start(request: str, folder: Path, together: int, cores: int) -> subprocess.Popen[str]:
+    """Start one process that finds its request on standard input, or torchrun, whose processes find it in a file."""
+    # Code comes from where this process has it, not from whatever folder the user stands in.
+    paths = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONSAFEPATH": "1"}
+    threads = {"OMP_NUM_THREADS": str(cores)} if cores else {}
+    command = [sys.executable, "-m", "flows.child"]
+    if together > 1:
+        file = folder / "request.json"
+        file.write_text(request, encoding="utf-8")
+        paths[REQUEST] = str(file)
+        options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={together}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "flows.child"]
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=_SHARED_MACHINE | os.environ | threads | paths,
+    )
+    if together == 1:
+        # A child that died as it started reads nothing; its last words say why.
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(request + "\n")  # type: ignore[union-attr]
+            child.stdin.flush()  # type: ignore[union-attr]
+    return child
+
+
+def _end(child: subprocess.Popen[str], patience: float) -> None:
+    """Tell a process to stop and wait for it; kill it when it takes longer than `patience` seconds."""
+    if child.poll() is None and patience:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=patience)
+    child.kill()
+    child.wait()
 
 
 def _pump(stream: Any, put: Callable[[Any], None]) -> None:

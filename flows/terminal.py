@@ -8,7 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 from rich.text import Text
 from rich.tree import Tree
 
@@ -18,6 +27,7 @@ from flows.progress import LISTENER
 
 OUT = Console(highlight=False, soft_wrap=True)
 _UNFOLDED = 10_000
+_TOLD = ("loss", "learning_rate", "clips_per_second")
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -28,12 +38,13 @@ def progress_bars(*, quiet: bool) -> Iterator[None]:
         yield
         return
     bars = Progress(
-        TextColumn("{task.description:<18}"),
+        TextColumn("{task.description}", table_column=Column(min_width=22, no_wrap=True)),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[values]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=ERR,
         refresh_per_second=4,
     )
@@ -45,7 +56,9 @@ def progress_bars(*, quiet: bool) -> Iterator[None]:
             return
         if record.stage not in ids:
             ids[record.stage] = bars.add_task(record.stage, total=None, unit=record.unit, values="")
-        values = "  ".join(f"{name} {value:.3g}" for name, value in record.values.items())
+        # The least a line must hold; all figures are in `metrics`, in TensorBoard's files and in the report.
+        told = {name: record.values[name] for name in _TOLD if name in record.values} or record.values
+        values = "  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in told.items())
         bars.update(ids[record.stage], completed=record.done, total=record.total or None)
         if values:
             bars.update(ids[record.stage], values=values)
@@ -83,20 +96,61 @@ def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableT
     for encoder, row in sorted(values.items(), key=lambda item: -item[1]["mean_ap"]):
         figures = [f"{100 * row[name]:.1f} %" for name in shown]
         rows.append([encoder, *figures, f"{row['num_valid_queries']:.0f} of {row['num_queries']:.0f}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        Text(
-            "  "
-            + first.ljust(widths[0])
-            + "".join(f"    {cell:>{w}}" for cell, w in zip(rest, widths[1:], strict=True))
-        )
-        for first, *rest in rows
-    ]
-    return Group(Text(f"Scores ({label})", style="bold"), *lines, Text(""))
+    return Group(Text(f"Scores ({label})", style="bold"), *_columns(rows, left=1), Text(""))
 
 
 def _rank_number(name: str) -> int:
     return int(name.partition("-")[2])
+
+
+def ablation(told: Mapping[str, Any]) -> RenderableType:
+    """Lay out an ablation: a line a row with mAP and rank-1 over the seeds, for everybody and for each group.
+
+    Args:
+        told: as `flows.commands.ablate` makes it.
+    """
+    values = told["scores"]
+    figures = ["mean_ap", "rank-1"]
+    groups = sorted({name.partition("/")[0] for row in values.values() for name in row if "/" in name})
+    shown = figures + [f"{group}/{figure}" for group in groups for figure in figures]
+    head = ["", "", *(name.replace("mean_ap", "mAP").replace("/", " ") for name in shown)]
+    texts = {**told["rows"], "untrained": "before any training", "hsv-histogram": "colour histogram of the crops"}
+    lines = [
+        [name, text, *(_spread(values[name].get(figure)) for figure in shown)]
+        for name, text in texts.items()
+        if name in values
+    ]
+    found = told["retrieval"]
+    names = list(dict.fromkeys(name for row in found.values() for name in row))
+    crossing = [["", *names], *([name, *(_spread(row.get(one)) for one in names)] for name, row in found.items())]
+    seeds = ", ".join(map(str, told["seeds"]))
+    return Group(
+        Text(f"Ablation on {told['snapshot']}: mean and standard deviation over seeds {seeds}", style="bold"),
+        *_columns([head, *lines], left=2),
+        Text(""),
+        Text("Skeletons that look for pictures of people held out", style="bold"),
+        *_columns(crossing, left=1),
+        Text(""),
+    )
+
+
+def _spread(value: Mapping[str, float] | None) -> str:
+    return "" if value is None else f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f} %"
+
+
+def _columns(rows: Sequence[Sequence[str]], left: int) -> list[Text]:
+    """Align columns, the first `left` of them to the left; lines are never cut to a width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        Text(
+            "  "
+            + "    ".join(
+                f"{cell:<{w}}" if i < left else f"{cell:>{w}}"
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+        for row in rows
+    ]
 
 
 def losses(curves: Mapping[str, Sequence[float]]) -> RenderableType:

@@ -20,10 +20,10 @@ from flows.stage import stage
 
 # Content decides what later stages reuse: a weights file may change under its name, a template is no Python.
 initialise_task = stage(initialise, process=False, cached=False)
-pretrain_visual_task = stage(pretrain_visual, process=True, cached=True)
+pretrain_visual_task = stage(pretrain_visual, process=True, cached=True, shared=True)
 cache_features_task = stage(cache_features, process=True, cached=True)
-stage1_task = stage(stage1, process=True, cached=True)
-stage2_task = stage(stage2, process=True, cached=True)
+stage1_task = stage(stage1, process=True, cached=True, shared=True)
+stage2_task = stage(stage2, process=True, cached=True, shared=True)
 embed_task = stage(embed, process=True, cached=True)
 embed_histogram_task = stage(embed_histogram, process=False, cached=True)
 evaluate_task = stage(evaluate, process=False, cached=True)
@@ -49,13 +49,14 @@ def train_csip(snapshot: str, store: str, experiment: Experiment) -> Trained:
         experiment: the recipe.
     """
     e, data = experiment, open_snapshot(store, snapshot)
-    untrained = initialise_task(store, data, e.clip, e.model, e.seed)
-    seeing = untrained
+    untrained = seeing = initialise_task(store, data, e.clip, e.model, e.validate, e.seed)
     if e.pretrain.epochs:
         seeing = pretrain_visual_task(store, untrained, data, e.pretrain, e.seed, e.runtime)
     features = cache_features_task(store, seeing, data, e.runtime)
-    aligned = stage1_task(store, seeing, features, data, e.stage1, e.seed, e.runtime)
-    trained = stage2_task(store, aligned, features, data, e.stage2, e.seed, e.runtime)
+    aligned = seeing
+    if e.stage1.epochs:
+        aligned = stage1_task(store, seeing, features, data, e.stage1, e.seed, e.runtime)
+    trained = stage2_task(store, aligned, features, data, e.stage2, e.validate, e.seed, e.runtime)
     before = embed_task(store, untrained, data, e.embed, "untrained", e.runtime)
     after = embed_task(store, trained, data, e.embed, "trained", e.runtime)
     colour = embed_histogram_task(store, data, e.embed)

@@ -9,7 +9,7 @@ SCHEMA = table(
     key("protocol", pa.string(), 2, "for example 'self-labelled'"),
     key("split", pa.string(), 3, "number of the split"),
     key("encoder", pa.string(), 4, "'trained', 'untrained', 'hsv-histogram'"),
-    key("name", pa.string(), 5, "'mean_ap', 'rank-1', 'num_queries', 'cmc-7', ..."),
+    key("name", pa.string(), 5, "'mean_ap', 'rank-1', 'cmc-007', ...; 'GROUP/mean_ap' of a group's queries"),
     column("value", pa.float64(), "shares are 0..1"),
     column("described", pa.string(), "the protocol in words"),
     column("encoder_digest", pa.string(), "of the embeddings that were ranked"),

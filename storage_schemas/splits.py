@@ -12,6 +12,7 @@ SCHEMA = table(
     key("first_frame", pa.int64(), 5, "first frame_index of the part; the tracklet's own where it is whole"),
     column("last_frame", pa.int64(), "last frame_index of the part, inclusive"),
     column("role", pa.string(), "'train', 'query' or 'gallery'"),
+    column("group", pa.string(), "a named subset of people that scores are also reported for; empty for none"),
     column("pid", pa.int64(), "the person, as the data set or the protocol numbers people"),
     column("camid", pa.int64(), "zero-based camera number within the data set"),
     column("camera", pa.string(), "the camera's name"),

@@ -5,15 +5,15 @@ import pyarrow as pa
 from storage_schemas.fields import column, key, table
 
 SCHEMA = table(
-    key("tracklet_id", pa.string(), 1, "deterministic: video, extraction settings and track number"),
-    column("video_sha", pa.string(), "SHA-256 of the video's bytes"),
-    column("track_digest", pa.string(), "of the tracking settings and the detections they worked on"),
+    key("tracklet_id", pa.string(), 1, "deterministic: video (or data set), settings and the number there"),
+    column("video_sha", pa.string(), "SHA-256 of the video's bytes; empty on benchmarks, which have none"),
+    column("track_digest", pa.string(), "of the tracking settings and their detections; on benchmarks, of the import"),
     column("first_frame", pa.int64(), "first frame_index"),
     column("last_frame", pa.int64(), "last frame_index, inclusive"),
     column("first_time", pa.float64(), "seconds from the container"),
     column("last_time", pa.float64(), "seconds from the container"),
     column("num_frames", pa.int64(), "frames with a box"),
-    column("keypoint_confidence", pa.float32(), "mean over frames and joints, 0..1"),
+    column("keypoint_confidence", pa.float32(), "mean over frames and joints, 0..1; in 3D the share of frames seen"),
     column("pid", pa.int64(), "the person as the source numbers people; null where nobody labelled", nullable=True),
     rows="one tracklet that was kept; dropped ones are counted in `runs`",
 )

@@ -53,6 +53,7 @@ class Walk:
     parts: tuple[tuple[int, int], ...] = ()
     without_row: tuple[int, ...] = ()  # positions that have no row in `skeletons`
     unsure: tuple[int, ...] = ()  # positions whose every joint has confidence .1
+    group: str = ""
 
 
 # Labels by ascending pid: 4 -> 0, 7 -> 1, 30 -> 2, 100 -> 3. Camera 2 never trains.
@@ -132,6 +133,7 @@ def split_rows(name, walk):
             "first_frame": walk.frames[first],
             "last_frame": walk.frames[last],
             "role": walk.role,
+            "group": walk.group,
             "pid": walk.pid,
             "camid": walk.camid,
             "camera": f"cam{walk.camid}",
@@ -289,11 +291,28 @@ def out(tmp_path):
 @pytest.fixture(scope="session")
 def untrained(tiny, tiny_snapshot, tmp_path_factory):
     """A checkpoint with initial weights for the tiny snapshot; read-only."""
+    from csip.config import ValidateConfig
     from csip.training.pretrain import initialise
     from csip.types import Output
 
     store = str(tmp_path_factory.mktemp("untrained"))
-    return run_stage(initialise(Output(store, "run-0"), tiny_snapshot, tiny.clip, tiny.model, tiny.seed))[1].value
+    stage = initialise(Output(store, "run-0"), tiny_snapshot, tiny.clip, tiny.model, ValidateConfig(), tiny.seed)
+    return run_stage(stage)[1].value
+
+
+@pytest.fixture(scope="session")
+def grown(untrained, tmp_path_factory):
+    """The untrained checkpoint with all that stage 2 adds, prototypes drawn by lot; read-only."""
+    import torch
+
+    from csip.models.checkpoints import CheckpointHeader, add_heads, load_checkpoint, save_checkpoint
+
+    network, header = load_checkpoint(untrained)
+    network, spec = add_heads(network, header.spec, prototypes="pfu", temporal=True, seed=1)
+    drawn = torch.Generator().manual_seed(2)
+    network.set_prototypes(*(torch.randn(network.visual_prototypes.shape, generator=drawn) for _ in range(2)))
+    header = CheckpointHeader(spec, "stage2", untrained.sha256, config={})
+    return save_checkpoint(network, header, tmp_path_factory.mktemp("grown"))
 
 
 @pytest.fixture(scope="session")

@@ -1,47 +1,30 @@
 """A published snapshot as clips: parts, their crops and skeletons, and batches of them.
 
-Shapes: B clips, T frames a clip, n frames of a part, J joints, C feature width.
+Shapes: B clips, T frames a clip, n frames of a part, J joints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from csip.config import ClipConfig
 from csip.data import sampling, transforms
+from csip.data.index import cut_part, index_tracklets, training_units
 from csip.errors import StoreError, TooLittleDataError
-from csip.joints import LAYOUTS, JointLayout, normalise
-from csip.tables import Rows, boxes_array, keypoints_array, pinned, quote, read
-from csip.types import ClipBatch, FloatArray, IntArray, Snapshot, TrackletPart
+from csip.joints import LAYOUTS, JointLayout
+from csip.tables import Rows, binary_views, pinned, quote, read
+from csip.types import ClipBatch, IntArray, Snapshot, TrackletPart
 
 Role = Literal["train", "query", "gallery"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PartFrames:
-    """What a part's n frames are: where their crops lie, and their skeletons.
-
-    Attributes:
-        row: (n,) row numbers in the pinned version of `crops`.
-        frame_index: (n,) frame numbers in the source.
-        skeleton: (n, J, 3) float32, normalised.
-        frame_mask: (n,) bool, True where the skeleton is valid.
-    """
-
-    row: IntArray
-    frame_index: IntArray
-    skeleton: FloatArray
-    frame_mask: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +42,20 @@ class ClipRequest:
     positions: tuple[int, ...] | None
     augment: bool
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """A batch that is read, but not decoded and augmented yet.
+
+    Attributes:
+        clips: for each clip its request, the (T,) positions of its frames, and the randomness that drew them (None
+            where the request named them).
+        images: encoded crops by row number; those of all batches that were read with this one.
+    """
+
+    clips: list[tuple[ClipRequest, IntArray, np.random.Generator | None]]
+    images: dict[int, memoryview]
 
 
 def read_parts(snapshot: Snapshot, role: Role) -> tuple[TrackletPart, ...]:
@@ -93,6 +90,14 @@ def read_cameras(snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(name.get(camid, "") for camid in range(1 + max(name, default=-1)))
 
 
+def read_groups(snapshot: Snapshot) -> dict[str, frozenset[int]]:
+    """Name the subsets of people that scores are also reported for: group -> pids, in the order of the names."""
+    rows = read(pinned(snapshot, "splits"), ["pid", "group"], f"dataset = {quote(snapshot.name)}")
+    pairs = set(zip(rows["group"].to_pylist(), rows["pid"].to_pylist(), strict=True))
+    names = sorted({group for group, _ in pairs if group})
+    return {name: frozenset(pid for group, pid in pairs if group == name) for name in names}
+
+
 def label_of_pid(parts: Sequence[TrackletPart]) -> dict[int, int]:
     """Number the people 0..K-1 by ascending pid (datasets.md section 0, item 12)."""
     return {pid: label for label, pid in enumerate(sorted({part.pid for part in parts}))}
@@ -122,7 +127,13 @@ class ClipDataset(Dataset[ClipBatch]):
     """
 
     def __init__(
-        self, snapshot: Snapshot, parts: Sequence[TrackletPart], clip: ClipConfig, label: dict[int, int] | None = None
+        self,
+        snapshot: Snapshot,
+        parts: Sequence[TrackletPart],
+        clip: ClipConfig,
+        label: dict[int, int] | None = None,
+        *,
+        units: bool = False,
     ) -> None:
         """Index the parts.
 
@@ -131,32 +142,50 @@ class ClipDataset(Dataset[ClipBatch]):
             parts: of the snapshot, in the order that `ClipRequest.part` counts.
             clip: sampling, size and augmentation.
             label: pid -> class index; without it, clips carry label -1.
+            units: cut the parts into training units, as `clip` says; these are then what `ClipRequest.part` counts.
 
         Raises:
             StoreError: a part has no crops, or crops and skeletons do not pair.
         """
-        self.parts = tuple(parts)
         self.clip = clip
         self.layout = joint_layout(snapshot)
         self._crops = Rows(pinned(snapshot, "crops"))
+        wanted = {part.tracklet_id for part in parts}
+        tracklets = index_tracklets(self._crops, Rows(pinned(snapshot, "skeletons")), wanted, self.layout, clip)
+        found = [(part, cut_part(part, tracklets)) for part in parts]
+        if units:
+            found = [unit for part, frames in found for unit in training_units(part, frames, clip)]
+        self.parts = tuple(part for part, _ in found)
+        self.frames = tuple(frames for _, frames in found)
         self.labels = tuple(-1 if label is None else label[part.pid] for part in self.parts)
-        wanted = {part.tracklet_id for part in self.parts}
-        tracklets = _index_tracklets(self._crops, Rows(pinned(snapshot, "skeletons")), wanted, self.layout, clip)
-        self.frames = tuple(_cut(part, tracklets) for part in self.parts)
 
     def __len__(self) -> int:
         """Count the parts."""
         return len(self.parts)
 
     def read_crops(self, rows: IntArray) -> list[Tensor]:
-        """Decode crops by row number, each (3, h, w) uint8 RGB in its own size."""
-        unique, back = np.unique(rows, return_inverse=True)
-        table = self._crops.take(unique, ["image", "tracklet_id", "frame_index"])
-        images = [
-            transforms.decode_crop(image, f"{tracklet}/{frame}")
-            for image, tracklet, frame in zip(*(table[c].to_pylist() for c in table.column_names), strict=True)
-        ]
-        return [images[i] for i in back]
+        """Decode crops by row number, each (3, h, w) uint8 RGB in its own size.
+
+        Raises:
+            StoreError: a crop is no picture.
+        """
+        images = self._read_images(rows)
+        pixels = {row: self._decode(image, row) for row, image in images.items()}
+        return [pixels[row] for row in rows.tolist()]
+
+    def _read_images(self, rows: IntArray) -> dict[int, memoryview]:
+        """Read encoded crops by row number, each once, in one call to the store."""
+        unique = np.unique(rows)
+        images = binary_views(self._crops.take(unique, ["image"])["image"])
+        return dict(zip(unique.tolist(), images, strict=True))
+
+    def _decode(self, image: memoryview, row: int) -> Tensor:
+        try:
+            return transforms.decode_crop(image, f"in row {row} of {self._crops.ref.uri}")
+        except StoreError:
+            # Names are read only now: a column costs as much to read as the pictures do.
+            key = self._crops.take(np.array([row]), ["tracklet_id", "frame_index"]).to_pylist()[0]
+            return transforms.decode_crop(image, f"{key['tracklet_id']}/{key['frame_index']}")
 
     def __getitem__(self, request: ClipRequest) -> ClipBatch:
         """Make one clip, as a batch of one."""
@@ -168,17 +197,37 @@ class ClipDataset(Dataset[ClipBatch]):
 
     def make_batch(self, requests: Sequence[ClipRequest]) -> ClipBatch:
         """Draw, read and augment the clips asked for."""
-        rngs = [np.random.default_rng(request.seed) for request in requests]
-        chosen = [self._positions(r, rng) for r, rng in zip(requests, rngs, strict=True)]
-        rows = np.concatenate([self.frames[r.part].row[p] for r, p in zip(requests, chosen, strict=True)])
-        pixels = [transforms.resize_crop(image, self.clip) for image in self.read_crops(rows)]
+        (batch,) = self.read_batches([requests])
+        return self.decode_batch(batch)
+
+    def read_batches(self, plan: Sequence[Sequence[ClipRequest]]) -> list[EncodedBatch]:
+        """Draw and read the clips of some batches in one call to the store: half the time of a call for each.
+
+        What a batch becomes does not depend on those it is read with.
+        """
+        drawn = [[(request, *self._draw(request)) for request in requests] for requests in plan]
+        images = self._read_images(np.concatenate([self.frames[r.part].row[at] for one in drawn for r, at, _ in one]))
+        return [EncodedBatch(clips, images) for clips in drawn]
+
+    def decode_batch(self, batch: EncodedBatch) -> ClipBatch:
+        """Decode and augment a batch that was read; once only, since that uses up its randomness.
+
+        Raises:
+            StoreError: a crop is no picture.
+        """
+        part = [request.part for request, _, _ in batch.clips]
+        rows = [self.frames[request.part].row[at] for request, at, _ in batch.clips]
+        resized = {
+            row: transforms.resize_crop(self._decode(batch.images[row], row), self.clip)
+            for row in np.unique(np.concatenate(rows)).tolist()
+        }
         crops, skeletons, masks = [], [], []
-        for i, (request, rng, at) in enumerate(zip(requests, rngs, chosen, strict=True)):
+        for row, (request, at, rng) in zip(rows, batch.clips, strict=True):
             frames = self.frames[request.part]
-            clip = torch.stack(pixels[i * len(at) : (i + 1) * len(at)])
+            clip = torch.stack([resized[i] for i in row.tolist()])
             skeleton = torch.from_numpy(frames.skeleton[at])
             if request.augment:
-                clip, skeleton = self._augment(clip, skeleton, rng)
+                clip, skeleton = self._augment(clip, skeleton, rng or np.random.default_rng(request.seed))
             crops.append(clip)
             skeletons.append(skeleton)
             masks.append(torch.from_numpy(frames.frame_mask[at]))
@@ -186,104 +235,23 @@ class ClipDataset(Dataset[ClipBatch]):
             crops=transforms.normalise_crops(torch.stack(crops), self.clip),
             skeleton=torch.stack(skeletons),
             frame_mask=torch.stack(masks),
-            label=torch.tensor([self.labels[request.part] for request in requests]),
-            camid=torch.tensor([self.parts[request.part].camid for request in requests]),
-            part=torch.tensor([request.part for request in requests]),
+            label=torch.tensor([self.labels[i] for i in part]),
+            camid=torch.tensor([self.parts[i].camid for i in part]),
+            part=torch.tensor(part),
         )
 
-    def _positions(self, request: ClipRequest, rng: np.random.Generator) -> IntArray:
+    def _draw(self, request: ClipRequest) -> tuple[IntArray, np.random.Generator | None]:
         if request.positions is not None:
-            return np.asarray(request.positions, dtype=np.int64)
-        return sampling.restricted_random(len(self.frames[request.part].row), self.clip.frames, rng)
+            return np.asarray(request.positions, dtype=np.int64), None
+        rng = np.random.default_rng(request.seed)
+        return sampling.restricted_random(len(self.frames[request.part].row), self.clip.frames, rng), rng
 
     def _augment(self, clip: Tensor, skeleton: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Flip with one coin a clip, erase with one coin a frame (method.md section 1)."""
         if rng.random() < self.clip.flip:
             clip, skeleton = transforms.flip_clip(clip, skeleton, self.layout)
-        frames = [transforms.erase(f, rng) if rng.random() < self.clip.erase else f for f in clip]
+        frames = [transforms.erase(f, self.clip, rng) if rng.random() < self.clip.erase else f for f in clip]
         return torch.stack(frames), skeleton
-
-
-def load_batches(dataset: ClipDataset, batches: Sequence[Sequence[ClipRequest]], workers: int) -> Iterator[ClipBatch]:
-    """Make batches in order, in `workers` processes beside this one (0: in this one).
-
-    What comes out does not depend on `workers`: everything random follows from the requests' seeds. Workers are
-    spawned, since Lance is not fork-safe.
-    """
-    yield from DataLoader(
-        dataset,
-        batch_sampler=[list(batch) for batch in batches],
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        multiprocessing_context="spawn" if workers else None,
-    )
-
-
-def _as_it_is(batch: Any) -> ClipBatch:
-    """Collate nothing: `ClipDataset.__getitems__` makes whole batches."""
-    return cast("ClipBatch", batch)
-
-
-def _index_tracklets(
-    crops: Rows, skeletons: Rows, wanted: set[str], layout: JointLayout, clip: ClipConfig
-) -> dict[str, PartFrames]:
-    """Join crops and skeletons on (tracklet_id, frame_index), and normalise each wanted tracklet's skeletons.
-
-    A crop without a skeleton keeps its place with a mask.
-    """
-    names = pa.array(sorted(wanted), pa.string())
-    crop_table = _only(crops.keys(["box"]), names)
-    pose_table = _only(skeletons.keys(["keypoints"]), names)
-    poses = keypoints_array(pose_table["keypoints"], len(layout.joints))
-    pose_of = {
-        key: i
-        for i, key in enumerate(
-            zip(pose_table["tracklet_id"].to_pylist(), pose_table["frame_index"].to_pylist(), strict=True)
-        )
-    }
-    if len(pose_of) != len(pose_table):
-        raise StoreError(
-            f"{skeletons.ref.uri} version {skeletons.ref.version}: found crops with skeletons of several extractors; "
-            "expected one. Build the snapshot from videos of one extraction."
-        )
-    ids = np.asarray(crop_table["tracklet_id"].to_pylist(), dtype=object)
-    frame_index = np.asarray(crop_table["frame_index"], dtype=np.int64)
-    row = np.asarray(crop_table["row"], dtype=np.int64)
-    box = boxes_array(crop_table["box"])
-    at = np.array([pose_of.get(key, -1) for key in zip(ids, frame_index.tolist(), strict=True)], dtype=np.int64)
-    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else np.zeros(0, np.int64)
-    out = {}
-    for begin, end in zip(starts, np.append(starts, len(ids))[1:], strict=True):
-        span = slice(int(begin), int(end))
-        raw = np.zeros((end - begin, len(layout.joints), 3), np.float32)
-        raw[at[span] >= 0] = poses[at[span][at[span] >= 0]]
-        skeleton, mask = normalise(
-            raw,
-            box[span],
-            frame_index[span],
-            layout,
-            joint_confidence=clip.joint_confidence,
-            max_gap=clip.max_gap,
-            min_joints=clip.min_joints,
-        )
-        out[str(ids[begin])] = PartFrames(row[span], frame_index[span], skeleton, mask)
-    return out
-
-
-def _only(table: pa.Table, tracklets: pa.Array) -> pa.Table:
-    return table.filter(pc.is_in(table["tracklet_id"], value_set=tracklets))
-
-
-def _cut(part: TrackletPart, tracklets: dict[str, PartFrames]) -> PartFrames:
-    whole = tracklets.get(part.tracklet_id)
-    if whole is not None:
-        keep = (whole.frame_index >= part.first_frame) & (whole.frame_index <= part.last_frame)
-        if keep.any():
-            return PartFrames(whole.row[keep], whole.frame_index[keep], whole.skeleton[keep], whole.frame_mask[keep])
-    raise StoreError(
-        f"Part {part.tracklet_id} frames {part.first_frame}..{part.last_frame}: found no crops. "
-        "The snapshot names rows that its version of `crops` does not have; build it again."
-    )
 
 
 def identity_requests(
@@ -297,3 +265,13 @@ def identity_requests(
         [ClipRequest(int(part), None, augment=True, seed=int(rng.integers(2**62))) for part in batch]
         for batch in sampling.identity_batches(dataset.labels, identities, clips_per_identity, rng)
     ]
+
+
+def single_tracklet_people(dataset: ClipDataset) -> list[int]:
+    """List, ascending, the pids that have one part (or unit) only: the sampler draws it K times for their group.
+
+    Such a group's positives are clips of the same tracklet under the same camera; the triplet loss learns little from
+    them.
+    """
+    count = Counter(part.pid for part in dataset.parts)
+    return sorted(pid for pid, parts in count.items() if parts == 1)

@@ -6,11 +6,14 @@ Shapes: n frames of a part, T frames a clip, W windows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from csip.errors import TooLittleDataError
 from csip.types import IntArray
+
+T = TypeVar("T")
 
 
 def _chunks(n: int, t: int) -> IntArray:
@@ -40,6 +43,58 @@ def dense_windows(n: int, t: int) -> IntArray:
     if n < 1 or t < 1:
         raise ValueError(f"clip sampling: got n={n} frames and T={t}, expected 1 or more of each.")
     return np.stack([start + np.arange(t) % min(t, n - start) for start in range(0, n, t)])
+
+
+def cut_units(n: int, unit: Literal["tracklet", "chunk", "window"], frames: int, stride: int) -> list[tuple[int, int]]:
+    """Cut n frames into the units that training samples (method.md section 4).
+
+    Args:
+        n: frames there are.
+        unit: "tracklet" keeps them whole; "chunk" (LS-VID) cuts them every `frames`, and the last chunk takes the
+            remainder; "window" (iLIDS-VID) takes `frames` consecutive ones every `stride`, and at last those at the
+            end. Fewer than `frames` are one unit.
+        frames: of a chunk or window.
+        stride: from the begin of one window to that of the next.
+
+    Returns:
+        For each unit, its first position and the one after its last.
+    """
+    if min(n, frames, stride) < 1:
+        raise ValueError(
+            f"training units: got n={n} frames, unit_frames={frames} and unit_stride={stride}, expected 1 or more."
+        )
+    if unit == "tracklet" or n <= frames:
+        return [(0, n)]
+    if unit == "chunk":
+        begins = range(0, n // frames * frames, frames)
+        return list(zip(begins, [*begins[1:], n], strict=True))
+    begins = range(0, n - frames + 1, stride)
+    tail = [] if begins[-1] + frames == n else [(n - frames, n)]
+    return [(begin, begin + frames) for begin in begins] + tail
+
+
+def share(
+    batch: Sequence[T], rank: int, size: int, clips_per_identity: int, *, field: str = "stage2.identities"
+) -> list[T]:
+    """Give the share of one of `size` processes in a P x K batch: consecutive, and made of whole identities.
+
+    Args:
+        batch: P*K items, an identity's K side by side, as `identity_batches` gives them.
+        rank: which process, from 0.
+        size: how many processes.
+        clips_per_identity: K.
+        field: names the config field that holds P, in the error.
+
+    Raises:
+        ValueError: P is no multiple of `size`, or there is no such process.
+    """
+    identities = len(batch) // clips_per_identity
+    if identities % size or identities * clips_per_identity != len(batch):
+        raise ValueError(f"{field}={identities} cannot be shared by {size} processes: expected a multiple of {size}.")
+    if not 0 <= rank < size:
+        raise ValueError(f"share: got rank {rank} of {size} processes, expected 0 to {size - 1}.")
+    own = len(batch) // size
+    return list(batch[rank * own : (rank + 1) * own])
 
 
 def plain_batches(n: int, size: int, rng: np.random.Generator, *, drop_last: bool = False) -> list[IntArray]:

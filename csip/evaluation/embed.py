@@ -5,7 +5,7 @@ Shapes: N parts, W windows of a part, T frames a clip, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +20,11 @@ from csip.errors import TooLittleDataError
 from csip.evaluation.histogram import color_histogram
 from csip.evaluation.protocol import SELF_LABELLED
 from csip.lineage import source_digest
-from csip.models.checkpoints import CheckpointHeader, load_checkpoint
+from csip.models.checkpoints import ModelSpec, load_checkpoint
 from csip.models.reid import CsipReID
 from csip.types import (
     CheckpointRef,
+    ClipBatch,
     EmbeddingsRef,
     FloatArray,
     Outcome,
@@ -66,17 +67,14 @@ def embed(
     network.to(device).eval()
     dataset = ClipDataset(snapshot, _test_parts(snapshot), clip)
     encoder = encoder or {"initialise": "untrained", "stage2": "trained"}.get(header.stage, header.stage)
-    cameras = _known_cameras(snapshot, header)
+    cameras = known_cameras(snapshot, header.spec)
     encoder_digest = digest("embed", checkpoint.sha256, config.sampling, cameras, source_digest(__name__))
     ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, encoder, checkpoint.sha256)
-    windows = sampling.dense_windows if config.sampling == "dense" else _first_of_chunks
-    clips_a_call = max(1, runtime.encode_batch // clip.frames)
 
-    def feature(index: int) -> FloatArray:
-        positions = windows(len(dataset.frames[index].row), clip.frames)
-        return _embed_part(network, dataset, cameras, index, positions, clips_a_call, device)
+    def features(parts: list[int]) -> Iterator[FloatArray]:
+        return embed_parts(network, dataset, parts, config, cameras, runtime.encode_batch, device)
 
-    return (yield from _fill(out, ref, dataset.parts, feature))
+    return (yield from _fill(out, ref, dataset.parts, features))
 
 
 def embed_histogram(out: Output, snapshot: Snapshot, config: EmbedConfig) -> Stage[EmbeddingsRef]:
@@ -85,11 +83,12 @@ def embed_histogram(out: Output, snapshot: Snapshot, config: EmbedConfig) -> Sta
     encoder_digest = digest("hsv-histogram", config.histogram_bins, source_digest(__name__))
     ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, "hsv-histogram", "")
 
-    def feature(index: int) -> FloatArray:
-        crops = [crop.permute(1, 2, 0).numpy() for crop in dataset.read_crops(dataset.frames[index].row)]
-        return color_histogram(crops, bins=config.histogram_bins)
+    def features(parts: list[int]) -> Iterator[FloatArray]:
+        for index in parts:
+            crops = [crop.permute(1, 2, 0).numpy() for crop in dataset.read_crops(dataset.frames[index].row)]
+            yield color_histogram(crops, bins=config.histogram_bins)
 
-    return (yield from _fill(out, ref, dataset.parts, feature))
+    return (yield from _fill(out, ref, dataset.parts, features))
 
 
 def _test_parts(snapshot: Snapshot) -> tuple[TrackletPart, ...]:
@@ -103,7 +102,7 @@ def _test_parts(snapshot: Snapshot) -> tuple[TrackletPart, ...]:
     return tuple({part.unit: part for part in (*query, *gallery)}.values())
 
 
-def _known_cameras(snapshot: Snapshot, header: CheckpointHeader) -> tuple[int, ...]:
+def known_cameras(snapshot: Snapshot, spec: ModelSpec) -> tuple[int, ...]:
     """Give, for each of the snapshot's cameras, the checkpoint's number of the camera of that name, or -1.
 
     Under the self-labelled protocol every camera counts as unknown: a query's matches are always under its own camera,
@@ -111,39 +110,63 @@ def _known_cameras(snapshot: Snapshot, header: CheckpointHeader) -> tuple[int, .
     """
     if read_protocol(snapshot)[0] == SELF_LABELLED:
         return (-1,) * len(read_cameras(snapshot))
-    known = {name: i for i, name in enumerate(header.spec.cameras)}
+    known = {name: i for i, name in enumerate(spec.cameras)}
     return tuple(known.get(name, -1) for name in read_cameras(snapshot))
 
 
-def _first_of_chunks(n: int, t: int) -> np.ndarray:
-    return sampling.restricted_first(n, t)[None]
+def embed_parts(
+    network: CsipReID,
+    dataset: ClipDataset,
+    parts: Sequence[int],
+    config: EmbedConfig,
+    cameras: tuple[int, ...],
+    crops_a_call: int,
+    device: str,
+) -> Iterator[FloatArray]:
+    """Embed parts, each by the mean over its clips, brought to length 1.
+
+    Args:
+        network: in evaluation mode, on `device`.
+        dataset: which holds the parts.
+        parts: positions in `dataset`.
+        config: how a part becomes clips.
+        cameras: camid of the data set -> camera of the network, -1 for none.
+        crops_a_call: about how many crops go through the network at once.
+        device: where the network is.
+
+    Yields:
+        (E,) float32, for each part in turn.
+    """
+    frames = dataset.clip.frames
+    requests = []
+    for part in parts:
+        n = len(dataset.frames[part].row)
+        dense = config.sampling == "dense"
+        windows = sampling.dense_windows(n, frames) if dense else sampling.restricted_first(n, frames)[None]
+        requests += [ClipRequest(part, tuple(map(int, window)), augment=False, seed=0) for window in windows]
+    step = max(1, crops_a_call // frames)
+    total: torch.Tensor | None = None
+    for begin in range(0, len(requests), step):
+        some = requests[begin : begin + step]
+        clips = _embed_clips(network, dataset.make_batch(some), cameras, device)
+        for i, (request, clip) in enumerate(zip(some, clips, strict=True), start=begin):
+            total = clip if total is None else total + clip
+            if i + 1 == len(requests) or requests[i + 1].part != request.part:
+                yield torch.nn.functional.normalize(total, dim=0).numpy()
+                total = None
 
 
 @torch.inference_mode()
-def _embed_part(
-    network: CsipReID,
-    dataset: ClipDataset,
-    cameras: tuple[int, ...],
-    index: int,
-    positions: np.ndarray,
-    clips_a_call: int,
-    device: str,
-) -> FloatArray:
-    """Embed one part by the mean over its windows, then bring it to length 1: (E,)."""
-    requests = [ClipRequest(index, tuple(map(int, window)), augment=False, seed=0) for window in positions]
-    total = None
-    for at in range(0, len(requests), clips_a_call):
-        batch = dataset.make_batch(requests[at : at + clips_a_call])
-        camid = torch.tensor(cameras)[batch.camid].to(device)
-        feature = network.embed(batch.crops.to(device), camid).float().sum(dim=0)
-        total = feature if total is None else total + feature
-    if total is None:
-        raise ValueError("embed: got a part without windows, expected at least one.")
-    return torch.nn.functional.normalize(total, dim=0).cpu().numpy()
+def _embed_clips(network: CsipReID, batch: ClipBatch, cameras: tuple[int, ...], device: str) -> torch.Tensor:
+    camid = torch.tensor(cameras)[batch.camid].to(device)
+    return network.embed(batch.crops.to(device), camid).float().cpu()
 
 
 def _fill(
-    out: Output, ref: EmbeddingsRef, parts: tuple[TrackletPart, ...], feature: Callable[[int], FloatArray]
+    out: Output,
+    ref: EmbeddingsRef,
+    parts: tuple[TrackletPart, ...],
+    features: Callable[[list[int]], Iterator[FloatArray]],
 ) -> Stage[EmbeddingsRef]:
     """Compute and commit the embeddings that the table lacks."""
     where = f"encoder_digest = {tables.quote(ref.encoder_digest)}"
@@ -154,8 +177,8 @@ def _fill(
     for begin in range(0, len(todo), _COMMIT_PARTS):
         some = todo[begin : begin + _COMMIT_PARTS]
         vectors = []
-        for i in some:
-            vectors.append(feature(i))
+        for vector in features(some):
+            vectors.append(vector)
             yield Progress(f"embed {ref.encoder}", begin + len(vectors), len(todo), "parts")
         tables.upsert(out.store, "embeddings", _rows(ref, [parts[i] for i in some], np.stack(vectors)))
     table_ref = tables.current(out.store, "embeddings")

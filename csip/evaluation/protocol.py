@@ -22,6 +22,7 @@ from csip.types import IntArray, TrackletPart
 Role = Literal["train", "query", "gallery"]
 SELF_LABELLED: Final = "self-labelled"
 LABEL: Final = "self-labelled, same camera"
+WALKERS: Final = "walkers"
 CAVEAT: Final = (
     "Nobody labelled these people: each tracklet counts as one person, so a person whose track broke counts as two, "
     "and finding the other half is scored as a mistake. "
@@ -207,6 +208,11 @@ def rules(config: EvaluateConfig, protocol: str) -> Rules:
     )
 
 
+def label(protocol: str) -> str:
+    """Name a protocol in the few words that `describe` begins with."""
+    return LABEL if protocol == SELF_LABELLED else protocol
+
+
 def describe(rules: Rules, protocol: str) -> str:
     """Say in words how the scores came about; every result and report carries it."""
     same_camera = (
@@ -215,6 +221,11 @@ def describe(rules: Rules, protocol: str) -> str:
         else "matches under the query's own camera count, only the query's own part is left out"
     )
     queries = "the queries stand in the gallery too" if rules.query_in_gallery else "the gallery holds no queries"
+    if protocol == WALKERS:
+        return (
+            f"{protocol}: of synthetic people, each test person's first pass before each camera looks for that "
+            f"person's later passes among those of all test people; {same_camera}; {queries}."
+        )
     if protocol == SELF_LABELLED:
         return (
             f"{LABEL}: the earliest part of each held-out tracklet looks for the later parts of the same tracklet "

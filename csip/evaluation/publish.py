@@ -114,6 +114,7 @@ def _write_splits(
             "first_frame": part.first_frame,
             "last_frame": part.last_frame,
             "role": role,
+            "group": "",
             "pid": part.pid,
             "camid": part.camid,
             "camera": members[part.tracklet_id],

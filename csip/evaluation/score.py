@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from csip import tables
 from csip.config import EvaluateConfig
-from csip.data.clips import read_parts, read_protocol
+from csip.data.clips import read_groups, read_parts, read_protocol
 from csip.errors import TooLittleDataError
 from csip.evaluation.embed import read_embeddings
 from csip.evaluation.metrics import euclidean_distance, score_ranking
@@ -78,21 +78,24 @@ def evaluate(
 ) -> Stage[ResultsRef]:
     """Score each encoder on the same queries and gallery, and write the scores with the protocol in words.
 
+    Each group of people is scored by itself as well: its queries against the whole gallery, as `GROUP/mean_ap` and so
+    on; of a group that has no query only `GROUP/num_queries`, 0.
+
     Raises:
         TooLittleDataError: no query has a possible match under this protocol.
     """
     protocol, split = read_protocol(snapshot)
     rule = rules(config, protocol)
     described = describe(rule, protocol)
+    groups = read_groups(snapshot)
     rows: list[dict[str, object]] = []
     counts: dict[str, int | float | str] = {"protocol": described}
     for i, ref in enumerate(embeddings):
         yield Progress("evaluate", i, len(embeddings), "encoders")
         ranking = rank(ref, snapshot, rule)
-        scores = score_ranking(
-            ranking.distance, *ranking.ids(), exclude_same_camera=rule.exclude_same_camera, own=ranking.own
-        )
-        figures = _figures(scores, len(ranking.gallery), config.ranks)
+        figures = _score(ranking, rule, config.ranks)
+        for group, pids in groups.items():
+            figures |= {f"{group}/{name}": value for name, value in _score_group(ranking, pids, rule, config).items()}
         for name, value in figures.items():
             rows.append(
                 {
@@ -108,10 +111,28 @@ def evaluate(
                 }
             )
         shown = ("mean_ap", *(f"rank-{k}" for k in config.ranks), "num_queries", "num_valid_queries", "num_gallery")
-        counts |= {f"{ref.encoder} {name}": round(figures[name], 6) for name in shown}
+        told = (*shown, *(f"{group}/{name}" for group in groups for name in ("mean_ap", "rank-1")))
+        counts |= {f"{ref.encoder} {name}": round(figures[name], 6) for name in told if name in figures}
     table = tables.upsert(out.store, "results", tables.from_rows("results", rows))
     yield Progress("evaluate", len(embeddings), len(embeddings), "encoders")
     return Outcome(ResultsRef(table, out.run_id), counts)
+
+
+def _score_group(ranking: Ranking, pids: frozenset[int], rule: Rules, config: EvaluateConfig) -> dict[str, float]:
+    """Score the queries of some people against the whole gallery."""
+    asked = [i for i, part in enumerate(ranking.query) if part.pid in pids]
+    if not asked:
+        return {"num_queries": 0}
+    query = tuple(ranking.query[i] for i in asked)
+    own = Ranking(query, ranking.gallery, ranking.distance[asked], ranking.own[asked])
+    return _score(own, rule, (1, *config.ranks))
+
+
+def _score(ranking: Ranking, rule: Rules, ranks: tuple[int, ...]) -> dict[str, float]:
+    scores = score_ranking(
+        ranking.distance, *ranking.ids(), exclude_same_camera=rule.exclude_same_camera, own=ranking.own
+    )
+    return _figures(scores, len(ranking.gallery), ranks)
 
 
 def _figures(scores: Scores, num_gallery: int, ranks: tuple[int, ...]) -> dict[str, float]:

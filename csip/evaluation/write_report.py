@@ -30,7 +30,7 @@ from csip.evaluation.page import (
     TableRow,
     TrackletStrip,
 )
-from csip.evaluation.protocol import LABEL, rules
+from csip.evaluation.protocol import label, rules
 from csip.evaluation.report import render
 from csip.evaluation.score import rank
 from csip.joints import JointLayout
@@ -82,7 +82,7 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         snapshot=snapshot.name,
         recipe=experiment.name,
         created=root.made_by.started if root.made_by else "",  # so that the same scores give the same page
-        label=LABEL,
+        label=label(read_protocol(snapshot)[0]),
         protocol=rows[0]["described"],
         ranks=experiment.evaluate.ranks,
         scores=tuple(_scores(rows, encoders)),
@@ -114,10 +114,15 @@ class _Album:
         self._layout = layout
         size = {
             row["video_sha"]: (row["width"], row["height"])
-            for row in tables.read(tables.pinned(snapshot, "videos"), ["width", "height"]).to_pylist()
+            for row in (
+                tables.read(tables.pinned(snapshot, "videos"), ["width", "height"]).to_pylist()
+                if "videos" in snapshot.tables
+                else ()
+            )
         }
         owners = tables.read(tables.pinned(snapshot, "tracklets"), ["video_sha"]).to_pylist()
-        self._frame_size = {row["tracklet_id"]: size[row["video_sha"]] for row in owners}
+        # Benchmarks have no videos, and boxes that are exactly what their crops show.
+        self._frame_size = {row["tracklet_id"]: size.get(row["video_sha"]) for row in owners}
         keys = self._crops.keys()
         self._frames: dict[str, list[tuple[int, int]]] = {}
         for tracklet, frame, row in zip(
@@ -134,7 +139,8 @@ class _Album:
         at = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
         chosen = [frames[i] for i in at]
         table = self._crops.take(np.array([row for _, row in chosen]), ["image", "box"])
-        boxes = [clip_box(box, *self._frame_size[tracklet]) for box in tables.boxes_array(table["box"])]
+        size = self._frame_size[tracklet]
+        boxes = [clip_box(box, *size) if size else box for box in tables.boxes_array(table["box"])]
         poses = [self._pose(tracklet, frame) for frame, _ in chosen]
         images = table["image"].to_pylist()
         return tuple(

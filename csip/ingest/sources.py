@@ -14,7 +14,7 @@ from csip.ingest.records import extract_digests, finished_videos, record_video
 from csip.ingest.video import VideoInfo, find_videos, probe
 from csip.types import Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
-BENCHMARKS = ("mars", "lsvid", "ilids", "biwi", "ias", "walkers")
+BENCHMARKS = ("mars", "lsvid", "ilids", "biwi", "ias")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,13 @@ gives the same checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +21,8 @@ from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from csip.config import ClipConfig, ModelConfig, digest, from_plain, to_plain
+from csip import ranks
+from csip.config import ClipConfig, ModelConfig, PrototypeChoice, digest, from_plain, to_plain
 from csip.errors import CheckpointError
 from csip.joints import LAYOUTS
 from csip.lineage import source_digest
@@ -39,7 +43,10 @@ class ModelSpec:
         clip: how clips are sampled, sized and normalised; training and test read it from here.
         layout: name of the joint layout.
         cameras: names of the data set's cameras; the position is the row of the camera table.
-        pids: the people it was trained on, in label order.
+        pids: the people it is trained on, in label order.
+        held_out: training people of the data set that it is not trained on, to choose an epoch by.
+        prototypes: how stage 2 compares clips with prototypes; "none" before it.
+        temporal: whether it has Skeleton Guided Temporal Modelling, which stage 2 adds.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -48,6 +55,13 @@ class ModelSpec:
     layout: str
     cameras: tuple[str, ...]
     pids: tuple[int, ...]
+    held_out: tuple[int, ...] = ()
+    prototypes: PrototypeChoice = "none"
+    temporal: bool = False
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("csip", "torch", "timm")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +73,18 @@ class CheckpointHeader:
         stage: the stage that wrote it.
         parent: SHA-256 of the checkpoint it was trained from; empty for initial weights.
         config: the sections the stage read.
+        epoch: the last one that its weights have seen; 0 for initial weights.
+        metrics: figures of that epoch.
+        versions: of the libraries that computed them.
     """
 
     spec: ModelSpec
     stage: str
     parent: str
     config: Any
+    epoch: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=_versions)
 
 
 def build(spec: ModelSpec) -> CsipReID:
@@ -89,11 +109,11 @@ def build(spec: ModelSpec) -> CsipReID:
             dropout=m.joint_dropout,
         ),
         num_labels=len(spec.pids),
-        prototypes=m.prototypes,
+        prototypes=spec.prototypes,
         prototype_layers=m.prototype_layers,
         prototype_heads=m.prototype_heads,
         prototype_dropout=m.prototype_dropout,
-        temporal=m.temporal,
+        temporal=spec.temporal,
         temporal_heads=m.temporal_heads,
         temporal_dropout=m.temporal_dropout,
     )
@@ -111,29 +131,64 @@ def initial(spec: ModelSpec, seed: int) -> tuple[CsipReID, dict[str, str]]:
     return model, load_image_weights(model.image_encoder, spec.model.image_weights)
 
 
+def add_heads(
+    model: CsipReID, spec: ModelSpec, *, prototypes: PrototypeChoice, temporal: bool, seed: int
+) -> tuple[CsipReID, ModelSpec]:
+    """Add what stage 2 trains beside the encoders, its initial weights from `seed`; all else is kept as it is.
+
+    Raises:
+        ValueError: the network has these parts already.
+    """
+    if spec.prototypes != "none" or spec.temporal:
+        raise ValueError(
+            f"add_heads: got a network with prototypes {spec.prototypes!r} and temporal {spec.temporal}, expected one "
+            "of a stage before stage 2, which has neither."
+        )
+    wanted = replace(spec, prototypes=prototypes, temporal=temporal)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        grown = build(wanted)
+    grown.load_state_dict(grown.state_dict() | model.state_dict(), strict=True)
+    return grown, wanted
+
+
 def save_checkpoint(model: CsipReID, header: CheckpointHeader, folder: Path) -> CheckpointRef:
-    """Write a checkpoint into `folder`, whole or not at all, under the name of its stage and content."""
+    """Write a checkpoint into `folder`, whole or not at all, under the name of its stage and content.
+
+    Of several processes, which all have the same weights, the first one writes.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = json.dumps(to_plain(header), sort_keys=True)
     # One entry only: safetensors writes several in an order that changes from call to call, and with it the bytes.
     content = save(tensors, metadata={_FORMAT: text})
     sha = hashlib.sha256(content).hexdigest()
     path = folder / f"{header.stage}-{sha[:12]}.safetensors"
-    part = folder / f".{path.stem}-{os.getpid()}.part"
+    if ranks.rank() == 0:
+        write_whole(path, content)
+    return CheckpointRef(str(path), sha)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, past a power cut too.
+
+    Raises:
+        CheckpointError: the folder or the file cannot be written.
+    """
+    part = path.parent / f".{path.name}-{os.getpid()}.part"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            part.unlink(missing_ok=True)
         raise CheckpointError(
             f"Checkpoint {path}: {len(content)} bytes could not be written ({error}). Free space or mend the "
             "permissions, and run the same command again."
         ) from error
-    return CheckpointRef(str(path), sha)
 
 
 def checkpoint_ref(path: Path) -> CheckpointRef:

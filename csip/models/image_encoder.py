@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers.activations import QuickGELU as TimmQuickGELU
+from timm.layers.mlp import Mlp as TimmMlp
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from csip.errors import WeightsError
+from csip.models.mlp import Mlp, QuickGELU
 from csip.weights import cached_weights, local_weights
 
 log = logging.getLogger(__name__)
@@ -158,7 +162,21 @@ def _build_trunk(
             f"image encoder {name!r}: it pools patches before its final norm, so its tokens leave un-normalised; "
             "expected a model that pools the class token."
         )
+    for block in trunk.blocks:
+        if type(getattr(block, "mlp", None)) is TimmMlp:
+            block.mlp = _lean(block.get_submodule("mlp"))
     return trunk
+
+
+def _lean(mlp: nn.Module) -> nn.Module:
+    """Take a plain MLP of timm's over into ours, its weights under their names; leave any other as it is."""
+    parts = dict(mlp.named_children())
+    norm, activation = parts.pop("norm"), parts["act"]
+    if type(activation) is TimmQuickGELU:
+        parts["act"] = QuickGELU()
+    elif type(activation) is not nn.GELU or activation.approximate != "none":
+        return mlp
+    return Mlp(OrderedDict(parts)) if isinstance(norm, nn.Identity) else mlp
 
 
 def load_image_weights(encoder: ImageEncoder, source: str) -> dict[str, str]:

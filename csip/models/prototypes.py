@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csip.models.mlp import Mlp, QuickGELU
+
 PrototypeMode = Literal["pfu", "gate", "fixed", "visual"]
 
 
@@ -181,9 +183,7 @@ class PrototypeLayer(nn.Module):
         self.norm_cross = nn.LayerNorm(width)
         self.cross_attention = Attention(width=width, heads=heads)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), QuickGELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
-        )
+        self.mlp = Mlp(nn.Linear(width, 4 * width), QuickGELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor, keep: Tensor) -> Tensor:
@@ -219,14 +219,6 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
-
-
-class QuickGELU(nn.Module):
-    """CLIP's approximation of GELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply x sigmoid(1.702 x) elementwise."""
-        return x * torch.sigmoid(1.702 * x)
 
 
 def _init_linear(module: nn.Module) -> None:

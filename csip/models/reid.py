@@ -7,11 +7,12 @@ K training identities.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from csip import ranks
+from csip.config import PrototypeChoice
 from csip.models.image_encoder import ImageEncoder
 from csip.models.prototypes import PrototypeFusionUpdater
 from csip.models.skeleton_encoder import SkeletonEncoder
@@ -72,7 +73,7 @@ class CsipReID(nn.Module):
         image_encoder: ImageEncoder,
         skeleton_encoder: SkeletonEncoder,
         num_labels: int,
-        prototypes: Literal["pfu", "gate", "fixed", "visual", "none"] = "pfu",
+        prototypes: PrototypeChoice = "pfu",
         prototype_layers: int = 2,
         prototype_heads: int = 8,
         prototype_dropout: float = 0.1,
@@ -239,8 +240,38 @@ def _mean_cls(tokens: Tensor) -> Tensor:
     return tokens[:, :, 0].mean(dim=1)
 
 
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """Batch norm over the batches of all training processes; in one process torch's own.
+
+    torch's SyncBatchNorm refuses the CPU, so the moments are summed here.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Norm (B, width) by the moments of the global batch in training, by the running ones in evaluation."""
+        if not self.training or ranks.size() == 1:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.float()
+            count = ranks.total_count(len(x))
+            mean = ranks.sum_over_ranks(x.sum(dim=0)) / count
+            centred = x - mean
+            variance = ranks.sum_over_ranks(centred.square().sum(dim=0)) / count
+            self._track(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+            return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running moments as torch does; the running variance is the unbiased one."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
 def _bn_neck(width: int) -> nn.BatchNorm1d:
-    norm = nn.BatchNorm1d(width)
+    norm = GlobalBatchNorm1d(width)
     norm.bias.requires_grad_(False)
     return norm
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from csip import ranks
+
 
 class SkeletonEncoder(nn.Module):
     """Transformer over the joints of each frame, with the joint graph's positions (method.md section 2).
@@ -71,7 +73,7 @@ class SkeletonEncoder(nn.Module):
         """An eigenvector has no sign of its own: in training each gets a random one, the same for the whole batch."""
         if not self.training:
             return self.positions
-        flips = torch.randint(0, 2, (self.positions.shape[1],), device=self.positions.device)
+        flips = ranks.from_first(torch.randint(0, 2, (self.positions.shape[1],), device=self.positions.device))
         return self.positions * (1 - 2 * flips)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from csip.models.mlp import Mlp
+
 # Rows of the token-type embedding.
 _VISUAL, _VISUAL_MESSAGE, _JOINT, _JOINT_MESSAGE = range(4)
 
@@ -47,9 +49,7 @@ class SkeletonGuidedTemporal(nn.Module):
         self.frame_norm = nn.LayerNorm(d)
         self.frame_attention = nn.MultiheadAttention(d, heads, dropout=dropout, batch_first=True)
         self.mlp_norm = nn.LayerNorm(d)
-        self.mlp = nn.Sequential(
-            nn.Linear(d, 4 * d), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * d, d), nn.Dropout(dropout)
-        )
+        self.mlp = Mlp(nn.Linear(d, 4 * d), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * d, d), nn.Dropout(dropout))
         self.token_score = nn.Linear(d, 1)
 
     def forward(

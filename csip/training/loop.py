@@ -1,17 +1,32 @@
-"""What the training loops share: where chance comes from, running means, and a look at every loss."""
+"""What the training loops share: where chance comes from, their data, and a look at every loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from csip.config import digest
-from csip.data.clips import ClipDataset, label_of_pid, read_cameras, read_parts
+from csip import ranks
+from csip.config import PretrainConfig, RuntimeConfig, Stage2Config, digest
+from csip.data import sampling
+from csip.data.clips import (
+    ClipDataset,
+    ClipRequest,
+    joint_layout,
+    label_of_pid,
+    read_cameras,
+    read_parts,
+    single_tracklet_people,
+)
 from csip.errors import CheckpointError, CsipError
 from csip.models.checkpoints import CheckpointHeader
-from csip.types import ClipBatch, Progress, Snapshot
+from csip.models.reid import CsipReID
+from csip.types import ClipBatch, IntArray, Snapshot
+
+_LOG = logging.getLogger(__name__)
 
 
 def stream(seed: int, *names: object) -> int:
@@ -19,66 +34,100 @@ def stream(seed: int, *names: object) -> int:
     return int(digest(seed, *[str(name) for name in names])[:15], 16)
 
 
-def seed_torch(seed: int, *names: object) -> None:
-    """Set torch's generators (initial weights, dropout, sign flips) for a purpose, so that an epoch can be redone."""
-    torch.manual_seed(stream(seed, *names))
+def require_stage(header: CheckpointHeader, stage: str, parents: tuple[str, ...]) -> None:
+    """Refuse to train from a checkpoint that is none of a stage's usual parents.
+
+    Raises:
+        CheckpointError: another stage wrote it.
+    """
+    if header.stage not in parents:
+        raise CheckpointError(
+            f"{stage}: found a checkpoint of the stage {header.stage!r}, expected one of {', '.join(parents)}. "
+            "Train from the start, or name the checkpoint that this one was trained from."
+        )
 
 
 def training_data(snapshot: Snapshot, header: CheckpointHeader) -> ClipDataset:
-    """Open a snapshot's training parts, labelled as the checkpoint was built for them.
+    """Open a snapshot's training parts, labelled and cut into units as the checkpoint was built for them.
 
     Raises:
         CheckpointError: the checkpoint was built for other people, other cameras or another joint layout.
     """
     parts = read_parts(snapshot, "train")
-    label = label_of_pid(parts)
-    dataset = ClipDataset(snapshot, parts, header.spec.clip, label)
-    spec = header.spec
-    if (tuple(label), dataset.layout.name, read_cameras(snapshot)) != (spec.pids, spec.layout, spec.cameras):
+    spec, people = header.spec, label_of_pid(parts)
+    layout, cameras = joint_layout(snapshot).name, read_cameras(snapshot)
+    expected = {*spec.pids, *spec.held_out}
+    if (set(people), layout, cameras) != (expected, spec.layout, spec.cameras):
+        strangers, missing = sorted(set(people) - expected), sorted(expected - set(people))
         raise CheckpointError(
-            f"Snapshot {snapshot.name}: found {len(label)} people to train on with {dataset.layout.name} skeletons, "
-            f"expected the {len(spec.pids)} people, {spec.layout} skeletons and cameras {spec.cameras} that the "
-            "checkpoint was built for. Train from the start on this snapshot."
+            f"Snapshot {snapshot.name}: found {len(people)} people to train on with {layout} skeletons and cameras "
+            f"{cameras}, expected the {len(expected)} people, {spec.layout} skeletons and cameras {spec.cameras} that "
+            f"the checkpoint was built for. {len(strangers)} people are new (pid {_some(strangers)}), {len(missing)} "
+            f"are missing (pid {_some(missing)}). Train from the start on this snapshot."
+        )
+    label = {pid: i for i, pid in enumerate(spec.pids)}
+    dataset = ClipDataset(snapshot, [part for part in parts if part.pid in label], spec.clip, label, units=True)
+    single = single_tracklet_people(dataset)
+    if single:
+        _LOG.warning(
+            "%d of %d people have one training tracklet only, which gives them no match across tracklets: pid %s.",
+            len(single),
+            len(label),
+            _some(single),
         )
     return dataset
 
 
-def heartbeat(stage: str, epoch: int, epochs: int) -> Progress:
-    """Say after a batch that the stage is alive: no epoch more is done, and there is no figure to keep."""
-    return Progress(stage, epoch - 1, epochs, "epochs")
+def _some(names: Sequence[object]) -> str:
+    """Write the first twenty of a list, or that there are none."""
+    return ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "") or "none"
 
 
-class Means:
-    """Means over an epoch of named figures, weighted by how many clips each batch had."""
-
-    def __init__(self) -> None:
-        self._sum: dict[str, float] = {}
-        self._clips = 0
-
-    def add(self, clips: int, **values: float | Tensor) -> None:
-        """Add a batch's figures."""
-        self._clips += clips
-        for name, value in values.items():
-            number = float(value.detach()) if isinstance(value, Tensor) else float(value)
-            self._sum[name] = self._sum.get(name, 0.0) + clips * number
-
-    def read(self) -> Mapping[str, float]:
-        """Give the means so far; empty before the first batch."""
-        return {name: total / self._clips for name, total in self._sum.items()}
-
-
-def require_finite(loss: Tensor, stage: str, epoch: int, dataset: ClipDataset, parts: Tensor) -> None:
-    """Stop before a loss that is no number reaches the weights.
+def share(
+    plan: Sequence[list[ClipRequest]], config: PretrainConfig | Stage2Config, field: str
+) -> list[list[ClipRequest]]:
+    """Give this process's share of every P x K batch of a plan: whole identities.
 
     Raises:
-        CsipError: the loss is NaN or infinite; names the batch's tracklets.
+        ValueError: P, which `field` names, cannot be shared by that many processes.
     """
-    if not bool(torch.isfinite(loss)):
+    rank, size = ranks.rank(), ranks.size()
+    return [sampling.share(batch, rank, size, config.clips_per_identity, field=field) for batch in plan]
+
+
+def require_finite(values: Mapping[str, Tensor], stage: str, epoch: int, dataset: ClipDataset, parts: IntArray) -> None:
+    """Stop before a loss that is no number reaches the weights.
+
+    Args:
+        values: the losses of the whole batch.
+        stage: the stage's name.
+        epoch: in which it happens.
+        dataset: what `parts` are positions in.
+        parts: of the whole batch's clips.
+
+    Raises:
+        CsipError: a loss is NaN or infinite; names the batch's tracklets.
+    """
+    wrong = [f"{name} {float(value)}" for name, value in values.items() if not bool(torch.isfinite(value))]
+    if wrong:
         names = sorted({dataset.parts[int(i)].tracklet_id for i in parts})
         raise CsipError(
-            f"{stage}, epoch {epoch}: the loss is {float(loss)} on a batch of tracklets {', '.join(names[:20])}. "
+            f"{stage}, epoch {epoch}: found {', '.join(wrong)}, expected numbers, on a batch of {len(names)} "
+            f"tracklets: {_some(names)}. "
             "Look at their crops and skeletons, or lower the learning rate."
         )
+
+
+def total_losses(**losses: Tensor | None) -> dict[str, Tensor]:
+    """Sum every process's shares of the named losses, in one message; absent ones are left out."""
+    present = {name: value for name, value in losses.items() if value is not None}
+    summed = ranks.total(torch.stack([value.detach().float() for value in present.values()])).cpu()
+    return dict(zip(present, summed.unbind(), strict=True))
+
+
+def compiled(network: CsipReID, runtime: RuntimeConfig) -> CsipReID:
+    """Let torch.compile translate the network, where the user asked for it; the weights stay shared."""
+    return cast("CsipReID", torch.compile(network)) if runtime.compile else network
 
 
 def to_device(batch: ClipBatch, device: str) -> ClipBatch:

@@ -2,6 +2,9 @@
 
 Shapes: B clips, T frames, C feature width, K training identities. Every loss is computed in float32, also under
 mixed precision: features are not normalised, and their products outgrow half precision.
+
+Of several processes each holds a share of the batch. Its clips are compared with the whole batch, and every loss is its
+share of the whole batch's mean: the shares of all processes sum to what one process would find.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csip import ranks
 from csip.models.reid import TrainOutput
 
 
@@ -45,11 +49,12 @@ def supervised_contrastive(
         a, b = a.float(), b.float()
         if normalize:
             a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-        log_prob = F.log_softmax(a @ b.T / temperature, dim=1)  # (B, B)
-        same = label[:, None] == label[None, :]
+        everybody, labels = ranks.gather(b), ranks.gather(label)
+        log_prob = F.log_softmax(a @ everybody.T / temperature, dim=1)  # (B, B of all processes)
+        same = label[:, None] == labels[None, :]
         # Put to zero by selection, since 0 times a log-probability of -inf would be NaN.
         per_anchor = log_prob.masked_fill(~same, 0).sum(dim=1) / same.sum(dim=1)
-    return -per_anchor.mean()
+    return -per_anchor.sum() / len(labels)
 
 
 def contrastive_pair(
@@ -83,18 +88,26 @@ def batch_hard_triplet(feature: Tensor, label: Tensor, *, margin: float) -> Tens
             f"batch_hard_triplet: got feature {tuple(feature.shape)} and label {tuple(label.shape)}, "
             "expected (B, C) and (B,)."
         )
-    same = label[:, None] == label[None, :]
-    if bool(same.all()):
+    labels = ranks.gather(label)
+    if bool((labels == labels[0]).all()):
         raise ValueError(
-            f"batch_hard_triplet: got {len(label)} clips of one identity, expected at least two identities a batch."
+            f"batch_hard_triplet: got {len(labels)} clips of one identity, expected at least two identities a batch."
         )
+    same = label[:, None] == labels[None, :]
     with torch.autocast(feature.device.type, enabled=False):
-        difference = feature.float()[:, None] - feature.float()[None, :]  # (B, B, C)
+        own = feature.float()
+        difference = own[:, None] - ranks.gather(own)[None, :]  # (B, B of all processes, C)
         # Floored before the root, whose slope at zero is infinite.
         distance = difference.square().sum(dim=2).clamp(min=1e-12).sqrt()
         farthest_match = distance.masked_fill(~same, float("-inf")).amax(dim=1)
         nearest_stranger = distance.masked_fill(same, float("inf")).amin(dim=1)
-    return F.relu(margin + farthest_match - nearest_stranger).mean()
+    return F.relu(margin + farthest_match - nearest_stranger).sum() / len(labels)
+
+
+def cross_entropy(logits: Tensor, label: Tensor, *, label_smoothing: float) -> Tensor:
+    """Cross-entropy of logits (B, K) with labels (B,), a scalar in float32."""
+    summed = F.cross_entropy(logits.float(), label, label_smoothing=label_smoothing, reduction="sum")
+    return summed / ranks.total_count(len(label))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +154,7 @@ def stage2_loss(
     """
 
     def classify(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+        return cross_entropy(logits, target, label_smoothing=label_smoothing)
 
     logits = [one for one in (output.logits_g, output.logits_v, output.logits_f) if one is not None]
     features = [one for one in (output.g, output.v_bar, output.f) if one is not None]

@@ -1,14 +1,16 @@
-"""Learning rates as functions of the epoch, and the paper's parameter groups."""
+"""Learning rates as functions of the epoch, the paper's parameter groups, and the steps themselves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from csip.config import PretrainConfig, Stage1Config, Stage2Config
+from csip import ranks
+from csip.config import Precision, PretrainConfig, Stage1Config, Stage2Config
 from csip.models.reid import CsipReID
 
 
@@ -58,25 +60,111 @@ def stage2_groups(model: CsipReID, config: Stage2Config) -> list[dict[str, objec
     return [{"params": groups[rate], "lr": rate, "base_rate": rate} for rate in sorted(groups)]
 
 
-def adam(groups: Iterable[nn.Parameter] | list[dict[str, object]], *, weight_decay: float) -> torch.optim.Adam:
-    """Make torch's Adam, whose weight decay is coupled L2, as the published recipes use it."""
-    return torch.optim.Adam(groups, lr=0.0, weight_decay=weight_decay)
+class Adam:
+    """torch's Adam, whose weight decay is coupled L2, with accumulation, mixed precision and several processes.
+
+    Args:
+        groups: parameters, or groups of them that carry their `base_rate`.
+        weight_decay: coupled L2, on every parameter.
+        device: where they are.
+        precision: of the forward pass on CUDA; a CPU computes in float32.
+        accumulate: batches whose mean gradient makes one step.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[nn.Parameter] | list[dict[str, object]],
+        *,
+        weight_decay: float,
+        device: str,
+        precision: Precision,
+        accumulate: int = 1,
+    ) -> None:
+        self._adam = torch.optim.Adam(groups, lr=0.0, weight_decay=weight_decay)
+        self._accumulate, self._pending = accumulate, 0
+        self._kind = torch.device(device).type
+        self._dtype = _dtype(precision) if self._kind == "cuda" else torch.float32
+        self._scaler = torch.amp.GradScaler(self._kind, enabled=self._dtype is torch.float16)
+
+    def forward_precision(self) -> torch.autocast:
+        """Give the context that the forward pass belongs in."""
+        return torch.autocast(self._kind, dtype=self._dtype, enabled=self._dtype is not torch.float32)
+
+    def set_rate(self, rate: float) -> None:
+        """Give every group the same rate."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+
+    def scale_rates(self, factor: float) -> None:
+        """Give every group its own base rate times `factor`."""
+        for group in self._adam.param_groups:
+            group["lr"] = group["base_rate"] * factor
+
+    def step(self, loss: Tensor, *, last: bool = False) -> None:
+        """Add the gradient of `loss`, and take a step down when enough batches are together.
+
+        Args:
+            loss: this process's share.
+            last: of the epoch: what is together makes a step, however little.
+        """
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._pending += 1
+        if self._pending >= self._accumulate or last:
+            self.flush()
+
+    def flush(self) -> None:
+        """Take a step with what is together, if there is anything."""
+        if not self._pending:
+            return
+        parameters = [p for group in self._adam.param_groups for p in group["params"]]
+        if self._pending > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self._pending)
+        ranks.sum_gradients(parameters)
+        self._scaler.step(self._adam)
+        self._scaler.update()
+        self._adam.zero_grad(set_to_none=True)
+        self._pending = 0
+
+    def state(self, names: Mapping[str, nn.Parameter]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Give all there is to save: plain values, and tensors by their parameter's name.
+
+        Gradients that wait for a step are those of every process, (processes, ...): all of them must ask.
+
+        Args:
+            names: the network's parameters by name.
+        """
+        tensors = {}
+        for name, parameter in names.items():
+            for key, value in self._adam.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+            if self._pending and parameter.grad is not None:
+                tensors[f"gradient.{name}"] = ranks.gather(parameter.grad[None])
+        return {"pending": self._pending, "scaler": self._scaler.state_dict()}, tensors
+
+    def load(self, names: Mapping[str, nn.Parameter], plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: a tensor has another shape than its parameter.
+        """
+        mine = {id(p) for group in self._adam.param_groups for p in group["params"]}
+        for name, parameter in names.items():
+            if f"gradient.{name}" in tensors:
+                parameter.grad = tensors[f"gradient.{name}"][ranks.rank()].to(parameter.device)
+            if id(parameter) not in mine or f"step.{name}" not in tensors:
+                continue
+            moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+            if any(value.shape != parameter.shape for value in moments.values()):
+                raise ValueError(f"the optimizer's moments of {name} have another shape than {tuple(parameter.shape)}")
+            on_device = {key: value.to(parameter.device) for key, value in moments.items()}
+            self._adam.state[parameter] = {"step": tensors[f"step.{name}"], **on_device}
+        self._pending = int(plain["pending"])
+        self._scaler.load_state_dict(dict(plain["scaler"]))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the same rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group its own base rate times `factor`."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_rate"] * factor
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Take one step down the gradient of `loss`."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+def _dtype(precision: Precision) -> torch.dtype:
+    names = {"auto": torch.float16, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    return names[precision]

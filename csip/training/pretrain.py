@@ -7,20 +7,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch.nn.functional import cross_entropy
+import numpy as np
+from torch import nn
 
-from csip.config import ClipConfig, ModelConfig, PretrainConfig, RuntimeConfig, to_plain
-from csip.data.clips import identity_requests, joint_layout, label_of_pid, load_batches, read_cameras, read_parts
+from csip import ranks
+from csip.config import ClipConfig, ModelConfig, PretrainConfig, RuntimeConfig, ValidateConfig, to_plain
+from csip.data.clips import (
+    identity_requests,
+    joint_layout,
+    label_of_pid,
+    read_cameras,
+    read_parts,
+)
+from csip.data.loader import ClipLoader
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
+from csip.lineage import source_digest
 from csip.models.checkpoints import CheckpointHeader, ModelSpec, initial, load_checkpoint, save_checkpoint
 from csip.training import loop, optim
-from csip.training.losses import batch_hard_triplet
+from csip.training.losses import batch_hard_triplet, cross_entropy
+from csip.training.state import Training, seed_batch
+from csip.training.validate import hold_out
 from csip.types import CheckpointRef, Outcome, Output, Progress, Snapshot, Stage
 
 
 def initialise(
-    out: Output, snapshot: Snapshot, clip: ClipConfig, model: ModelConfig, seed: int
+    out: Output, snapshot: Snapshot, clip: ClipConfig, model: ModelConfig, validate: ValidateConfig, seed: int
 ) -> Stage[CheckpointRef]:
     """Stage `initialise`: the network for a snapshot's training people and cameras, before any training.
 
@@ -30,7 +42,7 @@ def initialise(
     """
     yield Progress("initialise", 0, 1, "networks")
     parts = read_parts(snapshot, "train")
-    pids = tuple(label_of_pid(parts))
+    pids, held_out = hold_out(sorted(label_of_pid(parts)), validate, loop.stream(seed, "hold_out"))
     if len(pids) < 2:
         raise TooLittleDataError(
             f"Snapshot {snapshot.name}: found {len(pids)} people to train on, expected at least 2. "
@@ -42,13 +54,15 @@ def initialise(
         layout=joint_layout(snapshot).name,
         cameras=read_cameras(snapshot),
         pids=pids,
+        held_out=held_out,
     )
     network, weights = initial(spec, loop.stream(seed, "initialise"))
-    header = CheckpointHeader(spec, "initialise", parent="", config=to_plain([clip, model]))
+    header = CheckpointHeader(spec, "initialise", parent="", config=to_plain([clip, model, validate]))
     ref = save_checkpoint(network, header, Path(out.store) / "checkpoints")
     yield Progress("initialise", 1, 1, "networks")
     parameters = sum(p.numel() for p in network.parameters())
-    return Outcome(ref, {"parameters": parameters, "train_people": len(pids), "cameras": len(spec.cameras)}, weights)
+    counts = {"parameters": parameters, "train_people": len(pids), "held_out_people": len(held_out)}
+    return Outcome(ref, counts | {"cameras": len(spec.cameras)}, weights)
 
 
 def pretrain_visual(
@@ -62,38 +76,68 @@ def pretrain_visual(
     """Stage `pretrain_visual`: identity and triplet loss on g and v_bar; trains V and these two heads.
 
     Raises:
+        CheckpointError: the checkpoint is of another stage or another data set, or the state of a training that was
+            left does not fit.
         TooLittleDataError: fewer people than a batch joins.
+        CsipError: a loss is no number.
     """
     network, header = load_checkpoint(checkpoint)
+    loop.require_stage(header, "pretrain_visual", ("initialise",))
     device = resolve_device(runtime.device)
-    network.to(device).train()
+    network.to(device)
     dataset = loop.training_data(snapshot, header)
-    trained = [network.image_encoder, network.head_g, network.head_v]
-    parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
-    optimizer = optim.adam(parameters, weight_decay=config.weight_decay)
+    trained = nn.ModuleDict({name: getattr(network, name) for name in ("image_encoder", "head_g", "head_v")})
+    optimizer = optim.Adam(
+        [p for p in trained.parameters() if p.requires_grad],
+        weight_decay=config.weight_decay,
+        device=device,
+        precision=config.precision,
+    )
+    training = Training(
+        out,
+        "pretrain_visual",
+        config.epochs,
+        trained,
+        optimizer,
+        decides=[source_digest(__name__), checkpoint.sha256, snapshot.name, config, seed],
+        pins={"tables": dict(snapshot.tables), "processes": ranks.size()},
+        save_seconds=runtime.save_seconds,
+    )
+    yield from training.resume()
     stream = loop.stream(seed, "pretrain_visual")
-    clips = 0
-    for epoch in range(1, config.epochs + 1):
-        loop.seed_torch(stream, epoch)
-        means = loop.Means()
-        plan = identity_requests(dataset, config.identities, config.clips_per_identity, seed=stream, epoch=epoch)
-        for i, batch in enumerate(load_batches(dataset, plan, runtime.workers)):
-            moved = loop.to_device(batch, device)
-            g, v_bar, logits_g, logits_v = network.forward_visual(moved.crops, None)
-            smoothing = config.label_smoothing
-            identity = cross_entropy(logits_g, moved.label, label_smoothing=smoothing)
-            identity = identity + cross_entropy(logits_v, moved.label, label_smoothing=smoothing)
-            triplet = batch_hard_triplet(g, moved.label, margin=config.margin)
-            triplet = triplet + batch_hard_triplet(v_bar, moved.label, margin=config.margin)
-            loss = identity + config.triplet_weight * triplet
-            loop.require_finite(loss, "pretrain_visual", epoch, dataset, batch.part)
-            optim.set_rate(optimizer, optim.pretrain_rate((epoch - 1 + i / len(plan)) / config.epochs, config))
-            optim.step(optimizer, loss)
-            means.add(len(batch.label), loss=loss, identity=identity, triplet=triplet)
-            clips += len(batch.label)
-            yield loop.heartbeat("pretrain_visual", epoch, config.epochs)
-        rate = optimizer.param_groups[0]["lr"]
-        yield Progress("pretrain_visual", epoch, config.epochs, "epochs", {**means.read(), "learning_rate": rate})
-    child = CheckpointHeader(header.spec, "pretrain_visual", checkpoint.sha256, to_plain(config))
+    with training, ClipLoader(dataset, runtime.workers) as loader:
+        while (epoch := training.at.epoch) <= config.epochs:
+            network.train()
+            plan = identity_requests(dataset, config.identities, config.clips_per_identity, seed=stream, epoch=epoch)
+            left = plan[training.at.batch :]
+            for requests, batch in zip(left, loader.load(loop.share(left, config, "pretrain.identities")), strict=True):
+                at = training.at.batch
+                seed_batch(stream, epoch, at)
+                moved = loop.to_device(batch, device)
+                with optimizer.forward_precision():
+                    g, v_bar, logits_g, logits_v = network.forward_visual(moved.crops, None)
+                identity = cross_entropy(logits_g, moved.label, label_smoothing=config.label_smoothing)
+                identity = identity + cross_entropy(logits_v, moved.label, label_smoothing=config.label_smoothing)
+                triplet = batch_hard_triplet(g, moved.label, margin=config.margin)
+                triplet = triplet + batch_hard_triplet(v_bar, moved.label, margin=config.margin)
+                loss = identity + config.triplet_weight * triplet
+                values = loop.total_losses(loss=loss, identity=identity, triplet=triplet)
+                parts = np.array([request.part for request in requests])
+                loop.require_finite(values, "pretrain_visual", epoch, dataset, parts)
+                optimizer.set_rate(optim.pretrain_rate((epoch - 1 + at / len(plan)) / config.epochs, config))
+                optimizer.step(loss)
+                training.advance(len(parts), values, {"clips": len(parts)})
+                yield training.heartbeat()
+            last_rate = optim.pretrain_rate((epoch - 1 / len(plan)) / config.epochs, config)
+            yield training.finish_epoch(learning_rate=last_rate)
+    training.save()  # what comes after the last step need not be done again, nor the steps before
+    child = CheckpointHeader(
+        header.spec,
+        "pretrain_visual",
+        checkpoint.sha256,
+        to_plain(config),
+        epoch=training.at.epoch - 1,
+        metrics=training.figures(),
+    )
     ref = save_checkpoint(network, child, Path(out.store) / "checkpoints")
-    return Outcome(ref, {"parts": len(dataset), "clips": clips})
+    return Outcome(ref, {"parts": len(dataset), **training.at.counts}, leftovers=(str(training.path),))

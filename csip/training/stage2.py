@@ -6,22 +6,30 @@ Shapes: B = P*K clips, T frames, J joints, K identities, C shared width, M train
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from csip.config import RuntimeConfig, Stage2Config, to_plain
+from csip import ranks
+from csip.config import RuntimeConfig, Stage2Config, ValidateConfig, to_plain
 from csip.data import sampling
-from csip.data.clips import ClipDataset, identity_requests, load_batches
+from csip.data.clips import ClipDataset, identity_requests
+from csip.data.loader import ClipLoader
 from csip.device import resolve_device
-from csip.models.checkpoints import CheckpointHeader, encoder_digest, load_checkpoint, save_checkpoint
+from csip.lineage import source_digest
+from csip.models.checkpoints import CheckpointHeader, add_heads, encoder_digest, load_checkpoint, save_checkpoint
 from csip.models.prototypes import mean_by_label
 from csip.models.reid import CsipReID
 from csip.training import loop, optim
 from csip.training.features import read_features
 from csip.training.losses import stage2_loss
-from csip.types import CheckpointRef, Outcome, Output, Progress, Snapshot, Stage, TableRef
+from csip.training.state import Training, seed_batch
+from csip.training.validate import Validation
+from csip.types import CheckpointRef, ClipBatch, IntArray, Outcome, Output, Snapshot, Stage, TableRef
+
+_TERMS = ("identity", "triplet", "prototype", "frame")
 
 
 def stage2(
@@ -30,67 +38,135 @@ def stage2(
     features: TableRef,
     snapshot: Snapshot,
     config: Stage2Config,
+    validate: ValidateConfig,
     seed: int,
     runtime: RuntimeConfig,
 ) -> Stage[CheckpointRef]:
     """Compute the prototypes once, then fine-tune everything that the recipe does not freeze.
 
     Raises:
+        CheckpointError: the checkpoint is of another stage or another data set, or the state of a training that was
+            left does not fit.
         TooLittleDataError: fewer people than a batch joins.
+        CsipError: a loss is no number.
     """
-    network, header = load_checkpoint(checkpoint)
+    parent, header = load_checkpoint(checkpoint)
+    loop.require_stage(header, "stage2", ("initialise", "pretrain_visual", "stage1"))
     device = resolve_device(runtime.device)
-    network.to(device)
     dataset = loop.training_data(snapshot, header)
-    digest = encoder_digest(network, header.spec)
     stream = loop.stream(seed, "stage2")
-    counts: dict[str, int | float | str] = {"parts": len(dataset)}
-    if network.prototype_updater is not None:
-        cached = read_features(features, network, dataset, digest)
-        visual, skeleton, without = make_prototypes(network, dataset, cached, loop.stream(stream, "prototypes"), device)
+    network, spec = add_heads(
+        parent, header.spec, prototypes=config.prototypes, temporal=config.temporal, seed=loop.stream(stream, "heads")
+    )
+    network.to(device)
+    if config.freeze_skeleton_encoder:
+        network.skeleton_encoder.requires_grad_(False)
+    optimizer = optim.Adam(
+        optim.stage2_groups(network, config),
+        weight_decay=config.weight_decay,
+        device=device,
+        precision=config.precision,
+        accumulate=config.accumulate,
+    )
+    training = Training(
+        out,
+        "stage2",
+        config.epochs,
+        network,
+        optimizer,
+        decides=[source_digest(__name__), checkpoint.sha256, snapshot.name, config, validate, seed],
+        pins={"features": features.version, "tables": dict(snapshot.tables), "processes": ranks.size()},
+        save_seconds=runtime.save_seconds,
+    )
+    yield from training.resume()
+    if not training.resumed and network.prototype_updater is not None:
+        cached = read_features(features, network, dataset, encoder_digest(network, spec))
+        draws = loop.stream(stream, "prototypes")
+        every = config.prototype_frames == "all"
+        visual, skeleton, absent = make_prototypes(network, dataset, cached, draws, device, all_frames=every)
         network.set_prototypes(visual, skeleton)
-        counts["people_without_skeleton"] = without
+        training.at.counts["people_without_skeleton"] = absent
+    validation = Validation(snapshot, spec, validate, runtime, device)
+    folder = Path(out.store) / "checkpoints"
+
+    def child() -> CheckpointHeader:
+        done, written = training.at.epoch - 1, to_plain([config, validate])
+        return CheckpointHeader(spec, "stage2", checkpoint.sha256, written, epoch=done, metrics=training.figures())
+
+    compiled = loop.compiled(network, runtime)
+    with training, ClipLoader(dataset, runtime.workers) as loader:
+        while (epoch := training.at.epoch) <= config.epochs:
+            _train_mode(network, config)
+            factor = optim.stage2_factor(epoch, config)
+            optimizer.scale_rates(factor)
+            plan = identity_requests(dataset, config.identities, config.clips_per_identity, seed=stream, epoch=epoch)
+            left = plan[training.at.batch :]
+            for requests, batch in zip(left, loader.load(loop.share(left, config, "stage2.identities")), strict=True):
+                seed_batch(stream, epoch, training.at.batch)
+                moved = loop.to_device(batch, device)
+                with optimizer.forward_precision():
+                    output = compiled(moved.crops, moved.skeleton, moved.frame_mask, moved.camid)
+                losses = stage2_loss(
+                    output,
+                    moved.label,
+                    label_smoothing=config.label_smoothing,
+                    margin=config.margin,
+                    identity_weight=config.identity_weight,
+                    triplet_weight=config.triplet_weight,
+                    prototype_weight=config.prototype_weight,
+                    frame_weight=config.frame_weight,
+                )
+                values = loop.total_losses(loss=losses.total, **{name: getattr(losses, name) for name in _TERMS})
+                parts = np.array([request.part for request in requests])
+                loop.require_finite(values, "stage2", epoch, dataset, parts)
+                optimizer.step(losses.total, last=training.at.batch + 1 == len(plan))
+                without = {"clips_without_skeleton": _count_without(batch)}
+                training.advance(len(parts), values, {"clips": len(parts)} | without)
+                yield training.heartbeat()
+            looked = validation.look(network, epoch, config.epochs)
+            told = training.finish_epoch(learning_rate=config.learning_rate * factor, **looked)
+            _keep(training, network, child(), folder, config.keep_every, validation.best_epoch(training.at.history))
+            yield told
+    training.save()  # what comes after the last step need not be done again, nor the steps before
+    ref = save_checkpoint(network, child(), folder)
+    chosen = validation.best_epoch(training.at.history)
+    kept = {str(epoch): one["sha256"] for epoch, one in training.at.kept.items()}
+    counts: dict[str, Any] = {
+        "parts": len(dataset),
+        **training.at.counts,
+        "epoch": chosen or config.epochs,
+        "kept": kept,
+    }
+    best = CheckpointRef(**training.at.kept[chosen]) if chosen else ref
+    return Outcome(best, counts, leftovers=(str(training.path),))
+
+
+def _count_without(batch: ClipBatch) -> int:
+    """Count the clips without any valid skeleton, in all processes."""
+    return ranks.total_count(int((~batch.frame_mask.any(dim=1)).sum()))
+
+
+def _train_mode(network: CsipReID, config: Stage2Config) -> None:
     network.train()
     if config.freeze_skeleton_encoder:
-        network.skeleton_encoder.requires_grad_(False).eval()
-    optimizer = optim.adam(optim.stage2_groups(network, config), weight_decay=config.weight_decay)
-    clips, without_skeleton = 0, 0
-    for epoch in range(1, config.epochs + 1):
-        loop.seed_torch(stream, epoch)
-        factor = optim.stage2_factor(epoch, config)
-        optim.scale_rates(optimizer, factor)
-        means = loop.Means()
-        plan = identity_requests(dataset, config.identities, config.clips_per_identity, seed=stream, epoch=epoch)
-        for batch in load_batches(dataset, plan, runtime.workers):
-            moved = loop.to_device(batch, device)
-            output = network(moved.crops, moved.skeleton, moved.frame_mask, moved.camid)
-            losses = stage2_loss(
-                output,
-                moved.label,
-                label_smoothing=config.label_smoothing,
-                margin=config.margin,
-                identity_weight=config.identity_weight,
-                triplet_weight=config.triplet_weight,
-                prototype_weight=config.prototype_weight,
-                frame_weight=config.frame_weight,
-            )
-            loop.require_finite(losses.total, "stage2", epoch, dataset, batch.part)
-            optim.step(optimizer, losses.total)
-            terms = {name: getattr(losses, name) for name in ("identity", "triplet", "prototype", "frame")}
-            means.add(len(batch.label), loss=losses.total, **{k: v for k, v in terms.items() if v is not None})
-            clips += len(batch.label)
-            without_skeleton += int((~batch.frame_mask.any(dim=1)).sum())
-            yield loop.heartbeat("stage2", epoch, config.epochs)
-        values = {**means.read(), "learning_rate": config.learning_rate * factor}
-        yield Progress("stage2", epoch, config.epochs, "epochs", values)
-    child = CheckpointHeader(header.spec, "stage2", checkpoint.sha256, to_plain(config))
-    ref = save_checkpoint(network, child, Path(out.store) / "checkpoints")
-    return Outcome(ref, counts | {"clips": clips, "clips_without_skeleton": without_skeleton})
+        network.skeleton_encoder.eval()
+
+
+def _keep(training: Training, network: CsipReID, header: CheckpointHeader, folder: Path, every: int, best: int) -> None:
+    """Write the epoch's checkpoint if it is the best one or an n-th; the best one before is dropped again."""
+    epoch, kept = header.epoch, training.at.kept
+    if epoch != best and not (every and epoch % every == 0):
+        return
+    kept[epoch] = to_plain(save_checkpoint(network, header, folder))
+    for old in [one for one in kept if one != best and not (every and one % every == 0)]:
+        if ranks.rank() == 0:
+            Path(kept[old]["path"]).unlink(missing_ok=True)
+        del kept[old]
 
 
 @torch.inference_mode()
 def make_prototypes(
-    network: CsipReID, dataset: ClipDataset, cached: list[Tensor], seed: int, device: str
+    network: CsipReID, dataset: ClipDataset, cached: list[Tensor], seed: int, device: str, *, all_frames: bool = False
 ) -> tuple[Tensor, Tensor, int]:
     """Average each identity's visual and skeleton features, everything in eval mode and without augmentation.
 
@@ -103,6 +179,7 @@ def make_prototypes(
         cached: for each part, (n, C) features of its frames.
         seed: of the draws.
         device: where the network is.
+        all_frames: average over all frames of a part instead of one clip.
 
     Returns:
         P_v (K, C), P_s (K, C), and how many people have no valid skeleton.
@@ -112,7 +189,9 @@ def make_prototypes(
     rng = np.random.default_rng(seed)
     v_bar, s_bar, present = [], [], []
     for features, frames in zip(cached, dataset.frames, strict=True):
-        at = sampling.restricted_random(len(features), dataset.clip.frames, rng)
+        at: IntArray = np.arange(len(features))
+        if not all_frames:
+            at = sampling.restricted_random(len(features), dataset.clip.frames, rng)
         v_bar.append(features[at].mean(dim=0))
         if not frames.frame_mask[at].any() and frames.frame_mask.any():
             at = np.resize(np.flatnonzero(frames.frame_mask), dataset.clip.frames)

@@ -107,8 +107,8 @@ def test_an_override_changes_one_field_and_reads_it_as_its_own_type():
             "seed=7",
             "stage1.learning_rate=1e-2",
             "stage2.milestones=12,17",
-            "model.temporal=false",
-            "model.prototypes=gate",
+            "stage2.temporal=false",
+            "stage2.prototypes=gate",
             "track.min_frames=4",
             "evaluate.exclude_same_camera=true",
             "runtime.stall_seconds=inf",
@@ -117,7 +117,7 @@ def test_an_override_changes_one_field_and_reads_it_as_its_own_type():
         ],
     )
     assert (got.seed, got.stage1.learning_rate, got.stage2.milestones) == (7, 0.01, (12, 17))
-    assert (got.model.temporal, got.model.prototypes) == (False, "gate")
+    assert (got.stage2.temporal, got.stage2.prototypes) == (False, "gate")
     assert (got.track.min_frames, got.evaluate.ranks, got.embed.histogram_bins) == (4, (1, 3), (8, 2, 2))
     assert (got.evaluate.exclude_same_camera, got.runtime.stall_seconds) == (True, float("inf"))
     assert with_overrides(got, ["evaluate.exclude_same_camera=none"]).evaluate.exclude_same_camera is None
@@ -147,8 +147,12 @@ def test_an_empty_tuple_can_be_written():
         ("=3", r"--set =3: expected section\.field=value"),
         ("stage1.epochs=many", r"--set stage1\.epochs=many: int: value: .*valid integer"),
         ("stage1.epochs=1.5", r"--set stage1\.epochs=1\.5: int"),
-        ("model.prototypes=best", r"--set model\.prototypes=best: .*'pfu'.*'none'"),
-        ("model.temporal=perhaps", r"--set model\.temporal=perhaps: bool"),
+        ("stage2.prototypes=best", r"--set stage2\.prototypes=best: .*'pfu'.*'none'"),
+        ("stage2.temporal=perhaps", r"--set stage2\.temporal=perhaps: bool"),
+        ("model.temporal=false", r"--set model\.temporal: found 'temporal', expected one of: image_encoder"),
+        ("validate.select=best", r"--set validate\.select=best: .*'last', 'validation' or 'test'"),
+        ("runtime.processes=0", r"RuntimeConfig\.processes: got 0, expected 1 to 1024"),
+        ("stage1.precision=half", r"--set stage1\.precision=half: .*'auto'.*'float16'"),
         ("embed.histogram_bins=8,2", r"--set embed\.histogram_bins=8,2"),
         ("stage1.learning_rate=-1", r"Stage1Config\.learning_rate: got -1\.0, expected 0 to 10"),
         ("stage1.learning_rate=nan", r"Stage1Config\.learning_rate: got nan, expected 0 to 10"),
@@ -274,6 +278,14 @@ def test_a_digest_is_the_same_under_every_hash_seed():
     ("make", "message"),
     [
         (lambda: RuntimeConfig(pose_batch=0), r"RuntimeConfig\.pose_batch: got 0, expected 1 to 4096"),
+        (lambda: RuntimeConfig(processes=0), r"RuntimeConfig\.processes: got 0, expected 1 to 1024"),
+        (lambda: RuntimeConfig(save_seconds=-1), r"RuntimeConfig\.save_seconds: got -1, expected 0 to inf"),
+        (lambda: RuntimeConfig(stop_seconds=-1), r"RuntimeConfig\.stop_seconds: got -1, expected 0 to 3600"),
+        (lambda: Stage1Config(accumulate=0), r"Stage1Config\.accumulate: got 0, expected 1 to 100000"),
+        (lambda: Stage2Config(accumulate=0), r"Stage2Config\.accumulate: got 0, expected 1 to 100000"),
+        (lambda: Stage2Config(keep_every=-1), r"Stage2Config\.keep_every: got -1, expected 0 to 1000000"),
+        (lambda: config.ValidateConfig(fraction=0), r"ValidateConfig\.fraction: got 0, expected 1e-06 to 0\.9"),
+        (lambda: config.ValidateConfig(every=0), r"ValidateConfig\.every: got 0, expected 1 to 1000000"),
         (lambda: RuntimeConfig(workers=-1), r"RuntimeConfig\.workers: got -1, expected 0 to 256"),
         (lambda: ModelConfig(prototype_heads=3), r"ModelConfig\.prototype_heads: got 3, expected a divisor"),
         (lambda: Stage2Config(identities=1), r"Stage2Config\.identities: got 1, expected 2 to 4096"),

@@ -386,3 +386,10 @@ def test_rows_of_other_lengths_are_refused_not_reshaped():
     ragged = pa.array([[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]], pa.list_(pa.float32()))
     with pytest.raises(SchemaMismatchError, match=r"vectors: found lists of \[2, 4\] numbers, expected one length"):
         tables.vectors_array(pa.chunked_array([ragged]))
+
+
+def test_views_of_a_binary_column_are_its_values():
+    values = [b"one", b"", b"three", b"\xff\x00"]
+    column = pa.chunked_array([pa.array(values, pa.binary())[1:], pa.array(values[:2], pa.binary())])
+    assert tables.binary_views(column) == [b"", b"three", b"\xff\x00", b"one", b""]
+    assert tables.binary_views(pa.chunked_array([], pa.binary())) == []

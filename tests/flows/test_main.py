@@ -1,6 +1,8 @@
 """The command line on good, bad and broken input: exit codes, plain words, one JSON document, a store left whole."""
 
 import contextlib
+import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -15,9 +17,14 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 
 from csip import tables
+from csip.config import ClipConfig, ModelConfig
 from csip.evaluation.protocol import LABEL
+from csip.models import published as importer
+from csip.models.checkpoints import ModelSpec, initial
+from csip.models.published_names import from_ours, names
 from flows import terminal
 from flows.__main__ import main
 
@@ -107,7 +114,7 @@ def unharmed(own_store):
         (["config", "demo", "--set", "seed.value=1"], "seed is a number or a word, not a section"),
         (["config", "demo", "--set", "stage1.epochs=many"], "--set stage1.epochs=many"),
         (["config", "demo", "--set", "stage1.epochs=-1"], "Stage1Config.epochs: got -1, expected 0 to 1000000"),
-        (["config", "demo", "--set", "model.prototypes=magic"], "--set model.prototypes=magic"),
+        (["config", "demo", "--set", "stage2.prototypes=magic"], "--set stage2.prototypes=magic"),
         (["config", "demo", "--set", "embed.histogram_bins=1,2"], "--set embed.histogram_bins=1,2"),
         (["config", "demo", "--set", "dataset=a/b"], "expected letters, digits"),
         (["train-csip", "demo", "--snapshot", "x", "--set", "runtime.device=abacus"], "got 'abacus', expected 'auto'"),
@@ -136,36 +143,109 @@ def test_a_fresh_process_ends_with_2_on_wrong_usage(fresh_command):
     [
         ("demo", ()),
         ("video", ()),
+        ("ilids", ()),
         (
             "demo",
             (
                 *("evaluate.exclude_same_camera=true", "evaluate.query_in_gallery=false", "evaluate.ranks=3"),
                 *("stage2.milestones=", "embed.histogram_bins=5,6,7", "clip.mean=0,1e-07,1", "clip.std=1,2,1e+20"),
-                *("stage1.learning_rate=1e-9", "detect.weights=/a b/c,d=[red]e[/red].pt", "runtime.workers=2"),
-                *("model.temporal=false", "seed=123456789012345678", "model.prototypes=none"),
+                *("stage1.learning_rate=1e-9", "detect.weights=/a b/c  # d=[red]e[/red].pt", "runtime.workers=2"),
+                *("stage2.temporal=false", "seed=123456789012345678", "stage2.prototypes=none"),
             ),
         ),
     ],
-    ids=["demo", "video", "changed"],
+    ids=["demo", "video", "ilids", "changed"],
 )
 def test_every_line_of_config_can_be_given_back(command, settings, recipe, changes):
     said = command("config", recipe, *settings.sets(changes))
-    expected = json.loads(command("config", recipe, "--json", *settings.sets(changes)).out)
-    lines = said.out.splitlines()
+    expected = json.loads(command("config", recipe, "--json", *settings.sets(changes)).out)["values"]
+    lines = [line.rpartition("  # ")[0].rstrip() for line in said.out.splitlines()]
     fields = sum(len(value) if isinstance(value, dict) else 1 for value in expected.values())
     assert len(lines) == len({line.partition("=")[0] for line in lines}) == fields
-    # Onto the other recipe, in which most lines change something.
-    other = {"demo": "video", "video": "demo"}[recipe]
-    assert json.loads(command("config", other, "--json", *settings.sets(lines)).out) == expected
+    # Onto another recipe, in which most lines change something.
+    other = "video" if recipe == "demo" else "demo"
+    assert json.loads(command("config", other, "--json", *settings.sets(lines)).out)["values"] == expected
 
 
 def test_what_config_prints_is_what_was_set(command):
     done = command(
         "config", "video", "--json", "--set", "evaluate.exclude_same_camera=true", "--set", "stage2.milestones="
     )
-    assert json.loads(done.out)["evaluate"]["exclude_same_camera"] is True
-    assert json.loads(done.out)["stage2"]["milestones"] == []
-    assert "evaluate.exclude_same_camera=none\n" in command("config", "video").out
+    told = json.loads(done.out)
+    assert told["values"]["evaluate"]["exclude_same_camera"] is True
+    assert told["values"]["stage2"]["milestones"] == []
+    assert told["sources"]["evaluate.exclude_same_camera"] == told["sources"]["stage2.milestones"] == "--set"
+    lines = command("config", "video").out.splitlines()
+    assert "evaluate.exclude_same_camera=none" in {line.partition("  # ")[0].rstrip() for line in lines}
+
+
+def test_config_says_beside_each_number_where_it_comes_from(command):
+    words = ("config", "lsvid", "--set", "stage2.epochs=80", "--set", "detect.weights=/far/away/model.pt")
+    lines = command(*words).out.splitlines()
+    told = {line.partition("=")[0]: line.rpartition("  # ")[2] for line in lines}
+    assert len({line.rindex("  # ") for line in lines}) == 1, "in one column"
+    assert told == json.loads(command(*words, "--json").out)["sources"]
+    assert told["stage2.learning_rate"] == "CSIP-ReID, stage 2"
+    assert told["stage2.head_factor"] == "CSIP-ReID on LS-VID"
+    assert told["stage2.epochs"] == told["detect.weights"] == "--set"
+    assert told["dataset"] == "recipe lsvid"
+    assert told["report.queries"].startswith("csip: ")
+
+
+# ---------------------------------------------------------------------------------------------- published checkpoints
+
+
+@pytest.fixture
+def published_file(tmp_path, monkeypatch):
+    """A checkpoint under the published names and its size table's row, so small that it is written in no time."""
+    tower = dataclasses.replace(importer.TOWERS[0], token_width=32, depth=1, heads=2, height=32, width=16)
+    monkeypatch.setattr(importer, "TOWERS", (tower,))
+    model = ModelConfig(
+        **{"image_encoder": tower.name, "image_depth": 1, "image_width": 32, "image_heads": 2},
+        **{"image_weights": "none", "width": 16, "joint_layers": 1, "prototype_layers": 1},
+    )
+    clip = ClipConfig(height=32, width=16)
+    spec = ModelSpec(
+        model=model, clip=clip, layout="h36m17", cameras=("a", "b"), pids=(0, 1, 2), prototypes="pfu", temporal=True
+    )
+    network, _ = initial(spec, 0)
+    own = network.state_dict()
+    state = {theirs: from_ours(theirs, own[ours]) for theirs, ours in names(spec).items()}
+    torch.save(state | {"VTU.alpha": torch.ones(1)}, tmp_path / "mars.pth")
+    return SimpleNamespace(path=tmp_path / "mars.pth", network=network)
+
+
+def test_a_published_checkpoint_is_imported_scored_and_traced(command, built, own_store, published_file, settings):
+    words = ("import-checkpoint", published_file.path, "--store", own_store)
+    done = command(*words, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    checkpoint = told["checkpoint"]["path"]
+    parameters = sum(p.numel() for p in published_file.network.parameters())
+    assert Path(checkpoint).parent == own_store / "checkpoints"
+    assert Path(checkpoint).name.startswith("imported-")
+    assert (told["report"]["parameters"], told["report"]["unused"]) == (parameters, ["VTU.alpha"])
+    shown = command(*words).out
+    assert f"csip evaluate-csip {checkpoint} --store {own_store} --snapshot NAME" in shown
+    assert f"{parameters} in" in shown
+    assert "1: VTU.alpha" in shown
+    done = command(
+        "evaluate-csip", checkpoint, "--snapshot", built.snapshot, "--store", own_store, "--json", *settings.small
+    )
+    assert done.code == 0, done.err
+    scored = json.loads(done.out)
+    assert set(scored["scores"]) == {"imported", "hsv-histogram"}
+    tree = json.loads(command("lineage", scored["run_id"], "--store", own_store, "--json").out)
+    sha = hashlib.sha256(published_file.path.read_bytes()).hexdigest()
+    assert {("checkpoint", told["checkpoint"]["sha256"]), ("file", sha)} <= set(names_in(tree))
+
+
+def test_a_file_that_is_no_published_checkpoint_is_said_and_leaves_nothing(command, tmp_path):
+    (tmp_path / "notes.pth").write_text("Dear diary, no tensors today.")
+    done = command("import-checkpoint", tmp_path / "notes.pth", "--store", tmp_path / "store")
+    assert is_plain(done, "import-checkpoint")
+    assert "notes.pth: found 29 bytes that hold something else than plain tensors" in done.err
+    assert not (tmp_path / "store").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ bad sources
@@ -498,7 +578,7 @@ def test_a_wrong_checkpoint_is_said(command, unharmed, built, demo, tmp_path, ki
         ("model.image_encoder=nonsense", "Unknown model (nonsense)"),
         ("clip.height=100", "multiples of its patches, 16x16"),
         ("model.image_weights=/nowhere.pt", "/nowhere.pt"),
-        ("runtime.device=cuda:99", "got 'cuda:99', but torch finds"),
+        ("runtime.device=cuda:99", "got 'cuda:99', which is device 99 here, but torch finds"),
     ],
 )
 def test_a_setting_that_this_machine_or_network_cannot_take_is_said(command, unharmed, built, settings, change, told):
@@ -647,10 +727,10 @@ def test_a_checkpoint_is_scored_again_on_a_snapshot(command, demo, settings, tmp
 # ---------------------------------------------------------------------------------------------------------- lineage
 
 
-def names(node):
+def names_in(node):
     yield node["kind"], node["name"]
     for source in node["sources"]:
-        yield from names(source)
+        yield from names_in(source)
 
 
 @pytest.mark.parametrize("kind", ["results", "checkpoint", "checkpoint file", "report file", "snapshot", "tracklet"])
@@ -667,7 +747,7 @@ def test_the_lineage_of_everything_reaches_the_video(command, demo, kind):
     done = command("lineage", ref, "--store", demo.store, "--json")
     assert done.code == 0, done.err
     tree = json.loads(done.out)
-    assert ("video", video["video_sha"]) in set(names(tree))
+    assert ("video", video["video_sha"]) in set(names_in(tree))
     shown = command("lineage", ref, "--store", demo.store)
     assert shown.code == 0
     assert video["video_sha"][:12] in shown.out
@@ -695,7 +775,7 @@ def test_a_table_version_is_traced_by_its_name(command, demo):
     name = f"frame_features@{json.loads(run['outputs'])['version']}"
     tree = json.loads(command("lineage", name, "--store", demo.store, "--json").out)
     assert tree["made_by"]["run_id"] == run["run_id"]
-    assert ("snapshot", demo.snapshot) in set(names(tree))
+    assert ("snapshot", demo.snapshot) in set(names_in(tree))
 
 
 def test_a_name_that_nothing_has_is_said(command, demo):

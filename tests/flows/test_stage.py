@@ -1,5 +1,6 @@
 """What makes a cached stage stale and what does not; and what a child process may do to the flow it works for."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from csip import lineage, tables
-from csip.config import EmbedConfig, RuntimeConfig, SplitConfig
+from csip.config import EmbedConfig, PretrainConfig, RuntimeConfig, SplitConfig, ValidateConfig
 from csip.errors import StageError, TooLittleDataError
-from csip.types import EmbeddingsRef, FileRef, TableRef
+from csip.training.pretrain import initialise, pretrain_visual
+from csip.types import EmbeddingsRef, FileRef, Output, TableRef
 from flows.progress import LISTENER
 from flows.stage import stage
 
@@ -278,7 +280,7 @@ def test_a_child_does_not_outlive_the_process_it_works_for(toys, store, tmp_path
     mark = tmp_path / "mark"
     program = (
         "import sys; from csip.config import RuntimeConfig; from flows.stage import stage; import toy_stages\n"
-        "stage(toy_stages.die, process=True, cached=False)(*sys.argv[1:], RuntimeConfig(device='cpu'))"
+        "stage(toy_stages.die, process=True, cached=False)(*sys.argv[1:], RuntimeConfig(device='cpu', stop_seconds=1))"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", program, store, "hang", str(mark)],
@@ -295,3 +297,102 @@ def test_a_child_does_not_outlive_the_process_it_works_for(toys, store, tmp_path
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
     wait_for(lambda: not is_alive(child), seconds=20)
+
+
+# ------------------------------------------------------------------------------------------------- processes together
+
+
+def together():
+    return RuntimeConfig(device="cpu", processes=2)
+
+
+def pids(mark):
+    return [int(Path(f"{mark}-{rank}").read_text()) for rank in range(2)]
+
+
+@pytest.fixture
+def mark(tmp_path):
+    return str(tmp_path / "mark")
+
+
+def test_processes_together_count_together_and_one_of_them_speaks(toys, store, heard, mark):
+    ref = stage(toys.work_together, process=True, cached=False, shared=True)(store, "well", mark, together())
+    assert ref == FileRef(mark, "0" * 64)
+    (run,) = runs(store, "work_together")
+    assert run.counts == {"total": 2}
+    assert heard[-1].done == 3
+    table = tables.read(tables.current(store, "metrics"), where=f"run_id = {tables.quote(run.run_id)}")
+    assert {row["step"]: row["value"] for row in table.to_pylist()} == {1: 11.0, 2: 22.0, 3: 33.0}
+    assert len(set(pids(mark))) == 2
+
+
+def test_a_stage_that_cannot_be_shared_has_one_process(toys, store, mark):
+    stage(toys.work_together, process=True, cached=False)(store, "well", mark, together())
+    assert runs(store, "work_together")[0].counts == {"total": 1}
+
+
+def test_an_error_of_all_processes_comes_back_as_one(toys, store, mark):
+    task = stage(toys.work_together, process=True, cached=False, shared=True)
+    with pytest.raises(TooLittleDataError, match=r"^Found 2 processes, expected 3\.$"):
+        task(store, "refuse", mark, together())
+    wait_for(lambda: not any(map(is_alive, pids(mark))), seconds=5)
+
+
+def test_a_killed_process_ends_all_of_them(toys, store, mark):
+    task = stage(toys.work_together, process=True, cached=False, shared=True)
+    with pytest.raises(StageError, match=r"toy_stages:work_together.*ended with code 1 and left no result"):
+        task(store, "kill", mark, together())
+    wait_for(lambda: not any(map(is_alive, pids(mark))), seconds=5)
+    assert runs(store, "work_together") == []
+
+
+def test_processes_together_do_not_outlive_the_one_they_work_for(store, mark, server):
+    program = (
+        "import sys; from csip.config import RuntimeConfig; from flows.stage import stage; import toy_stages\n"
+        "stage(toy_stages.work_together, process=True, cached=False, shared=True)"
+        "(*sys.argv[1:], RuntimeConfig(device='cpu', processes=2, stop_seconds=1))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, store, "hang", mark],
+        env=os.environ | {"PREFECT_API_URL": server, "PYTHONPATH": str(HERE)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: all(Path(f"{mark}-{rank}").is_file() and Path(f"{mark}-{rank}").read_text() for rank in "01"))
+        assert all(map(is_alive, pids(mark)))
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    wait_for(lambda: not any(map(is_alive, pids(mark))), seconds=20)
+
+
+@pytest.fixture
+def still(tiny, tiny_snapshot, run, tmp_path):
+    """Initial weights of a network without dropout, in a store of their own."""
+    model = dataclasses.replace(tiny.model, joint_dropout=0, prototype_dropout=0, temporal_dropout=0)
+    out = Output(str(tmp_path / "still"), "run-0")
+    return run(initialise(out, tiny_snapshot, tiny.clip, model, ValidateConfig(), tiny.seed))[1].value
+
+
+def test_a_training_through_the_flow_is_the_same_in_two_processes_and_leaves_no_state(
+    store, tmp_path, still, tiny_snapshot
+):
+    config = PretrainConfig(epochs=2, identities=4, clips_per_identity=2, learning_rate=1e-3)
+    task = stage(pretrain_visual, process=True, cached=True, shared=True)
+    found = []
+    for processes in (1, 2):
+        own = f"{store}-{processes}"
+        ref = task(
+            own, still, tiny_snapshot, config, 0, RuntimeConfig(device="cpu", processes=processes, save_seconds=0)
+        )
+        assert [path.name for path in (Path(own) / "checkpoints").iterdir()] == [Path(ref.path).name]
+        rows = tables.read(tables.current(own, "metrics")).to_pylist()
+        found.append({(r["step"], r["name"]): r["value"] for r in rows if r["name"] != "clips_per_second"})
+        assert {step for step, _ in found[-1]} == {1, 2}
+        curves = list((Path(own) / "tensorboard").glob("pretrain_visual-*/events.*"))
+        assert len(curves) == 1
+    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-5)
+    # How many processes worked on it is no reason to do it again.
+    state = task(own, still, tiny_snapshot, config, 0, RuntimeConfig(device="cpu"), return_state=True)
+    assert state.name == "Cached"

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from csip import tables
+from csip import ranks, tables
 from csip.config import EmbedConfig, RuntimeConfig, SplitConfig
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
@@ -80,3 +80,18 @@ def die(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileR
     time.sleep(600)
     yield Progress("die", 2, 3, "frames")
     return Outcome(FileRef(mark, "0" * 64))
+
+
+def work_together(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileRef]:
+    """Count over all processes, three times; each first says who it is in a file, and the second one may die."""
+    Path(f"{mark}-{ranks.rank()}").write_text(f"{os.getpid()}")
+    for done in range(1, 4):
+        total = ranks.total_count(done * 10 ** ranks.rank())
+        if ranks.rank() == 1 and done == 2 and how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if done == 2 and how == "refuse":
+            raise TooLittleDataError(f"Found {ranks.size()} processes, expected 3.")
+        if how == "hang":
+            time.sleep(600)
+        yield Progress("work_together", done, 3, "epochs", {"total": float(total)})
+    return Outcome(FileRef(mark, "0" * 64), {"total": ranks.total_count(1)})

@@ -18,9 +18,10 @@ from csip.data.clips import (
     identity_requests,
     joint_layout,
     label_of_pid,
-    load_batches,
     read_parts,
+    single_tracklet_people,
 )
+from csip.data.sampling import share
 from csip.errors import StoreError
 from csip.types import TrackletPart
 
@@ -203,16 +204,6 @@ def test_the_chances_of_flip_and_erasure_are_the_configured_ones(tiny, tiny_snap
         assert torch.equal(batch.skeleton, plain.skeleton) == (chance == 0)
 
 
-def test_workers_change_nothing(train):
-    plan = identity_requests(train, 2, 2, seed=3, epoch=1)
-    here = list(load_batches(train, plan, workers=0))
-    there = list(load_batches(train, plan, workers=2))
-    assert len(here) == len(plan) > 1
-    assert all(same(one, other) for one, other in zip(here, there, strict=True))
-    # In the order planned.
-    assert [batch.part.tolist() for batch in there] == [[r.part for r in requests] for requests in plan]
-
-
 def test_an_epochs_plan_follows_from_seed_and_epoch_alone(train):
     plan = identity_requests(train, 2, 2, seed=3, epoch=1)
     assert plan == identity_requests(train, 2, 2, seed=3, epoch=1)
@@ -337,3 +328,55 @@ def test_crops_are_read_from_the_store_once_a_batch(train, monkeypatch):
     train.make_batch([request(0, (0, 0, 1, 1)), request(0, (1, 1, 2, 2))])
     assert len(asked) == 1
     assert len(asked[0]) == len(set(asked[0])) == 3
+
+
+def test_parts_are_cut_into_units_that_hold_their_own_frames(tiny, tiny_snapshot):
+    parts = [p for p in read_parts(tiny_snapshot, "train") if p.tracklet_id in ("p4-a", "p4-b", "p100-b")]
+    clip = dataclasses.replace(tiny.plain_clip, unit="window", unit_frames=4, unit_stride=3)
+    whole = ClipDataset(tiny_snapshot, parts, clip, label_of_pid(parts))
+    cut = ClipDataset(tiny_snapshot, parts, clip, label_of_pid(parts), units=True)
+    # p100-b has frames 50..57: windows at 0, 3 and, to reach the end, 4. p4-a has 10 11 12 15 16 17 18: at 0 and 3.
+    # The parts of p4-b have six frames each: at 0 and, to reach the end, 2.
+    assert [(p.tracklet_id, p.first_frame, p.last_frame) for p in cut.parts] == [
+        *(("p100-b", 50, 53), ("p100-b", 53, 56), ("p100-b", 54, 57)),
+        *(("p4-a", 10, 15), ("p4-a", 15, 18)),
+        *(("p4-b", 0, 3), ("p4-b", 2, 5), ("p4-b", 6, 9), ("p4-b", 8, 11)),
+    ]
+    assert cut.labels == (1, 1, 1, 0, 0, 0, 0, 0, 0)
+    assert [(p.pid, p.camid) for p in cut.parts] == [(100, 1)] * 3 + [(4, 0)] * 2 + [(4, 1)] * 4
+    assert cut.frames[3].frame_index.tolist() == [10, 11, 12, 15]
+    assert cut.frames[1].frame_mask.tolist() == whole.frames[0].frame_mask[3:7].tolist()
+    # Skeletons stay normalised over the whole tracklet.
+    np.testing.assert_array_equal(cut.frames[4].skeleton, whole.frames[1].skeleton[3:7])
+    assert same(cut.make_batch([request(1, (0, 1, 2, 3))]), _as_part(whole.make_batch([request(0, (3, 4, 5, 6))]), 1))
+    assert len(whole) == 4
+
+
+def _as_part(batch, part):
+    return dataclasses.replace(batch, part=torch.tensor([part]))
+
+
+def test_chunks_are_parts_of_their_own_and_whole_tracklets_are_what_there_was(tiny, tiny_snapshot):
+    parts = read_parts(tiny_snapshot, "train")
+    chunked = dataclasses.replace(tiny.plain_clip, unit="chunk", unit_frames=4)
+    cut = ClipDataset(tiny_snapshot, parts, chunked, units=True)
+    lengths = [len(frames.row) for frames in cut.frames]
+    # p100-a p100-b p30-a p30-b p4-a p4-b p4-b p7-a p7-b, of 8 8 9 3 7 6 6 6 5 frames.
+    assert lengths == [4, 4, 4, 4, 4, 5, 3, 7, 6, 6, 6, 5]
+    assert ClipDataset(tiny_snapshot, parts, tiny.plain_clip, units=True).parts == parts
+
+
+def test_people_with_one_tracklet_are_named(tiny, tiny_snapshot):
+    parts = read_parts(tiny_snapshot, "train")
+    alone = [p for p in parts if p.tracklet_id not in ("p100-a", "p7-b")]
+    assert single_tracklet_people(ClipDataset(tiny_snapshot, parts, tiny.clip)) == []
+    assert single_tracklet_people(ClipDataset(tiny_snapshot, alone, tiny.clip)) == [7, 100]
+
+
+def test_a_rank_has_whole_people_and_all_ranks_the_whole_batch(train):
+    for batch in identity_requests(train, 4, 2, seed=3, epoch=1):
+        shares = [share(batch, rank, 2, 2) for rank in range(2)]
+        assert shares[0] + shares[1] == batch
+        people = [{train.labels[r.part] for r in own} for own in shares]
+        assert [len(own) for own in people] == [2, 2]
+        assert not people[0] & people[1]

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csip.data.sampling import dense_windows, identity_batches, plain_batches, restricted_first, restricted_random
+from csip.data.sampling import (
+    cut_units,
+    dense_windows,
+    identity_batches,
+    plain_batches,
+    restricted_first,
+    restricted_random,
+    share,
+)
 from csip.errors import TooLittleDataError
 
 sizes = st.tuples(st.integers(1, 200), st.integers(1, 20), st.integers(0, 1000))
@@ -147,3 +155,95 @@ def test_the_order_in_which_people_come_does_not_follow_their_numbers():
     assert len(batches) == 20
     firsts = [int(batch[0]) // 2 for batch in batches]
     assert firsts not in (sorted(firsts), sorted(firsts, reverse=True))
+
+
+def slow_identity_batches(label, p, k, rng):
+    """method.md section 4, in words, with the same draws in the same order."""
+    groups = {}
+    for identity in sorted(set(label)):
+        own = [i for i, one in enumerate(label) if one == identity]
+        shuffled = rng.permutation(own).tolist()
+        if len(shuffled) < k:
+            groups[identity] = [rng.choice(shuffled, k, replace=True).tolist()]
+        else:
+            groups[identity] = []
+            while len(shuffled) >= k:
+                groups[identity].append(shuffled[:k])
+                shuffled = shuffled[k:]
+    batches = []
+    while True:
+        left = [identity for identity in groups if groups[identity]]
+        if len(left) < p:
+            return batches
+        batch = []
+        for identity in rng.choice(left, p, replace=False).tolist():
+            batch += groups[identity].pop()
+        batches.append(batch)
+
+
+@settings(deadline=None, max_examples=150)
+@given(labelled)
+def test_identity_batches_are_those_of_the_slow_reference(case):
+    label, p, k, seed = case
+    if len(set(label)) >= p:
+        got = identity_batches(label, p, k, np.random.default_rng(seed))
+        assert [b.tolist() for b in got] == slow_identity_batches(label, p, k, np.random.default_rng(seed))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5))
+def test_shares_join_to_the_batch_and_cut_through_nobody(people_a_rank, size, k):
+    batch = [(identity, clip) for identity in range(people_a_rank * size) for clip in range(k)]
+    shares = [share(batch, rank, size, k) for rank in range(size)]
+    assert [item for own in shares for item in own] == batch
+    for own in shares:
+        assert sorted(Counter(identity for identity, _ in own).values()) == [k] * people_a_rank
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused():
+    with pytest.raises(ValueError, match=r"^stage2\.identities=4 cannot be shared by 3 processes: expected a multiple"):
+        share(list(range(16)), 0, 3, 4)
+    with pytest.raises(ValueError, match=r"^pretrain\.identities=4 cannot be shared by 8"):
+        share(list(range(16)), 0, 8, 4, field="pretrain.identities")
+    with pytest.raises(ValueError, match="got rank 2 of 2 processes, expected 0 to 1"):
+        share(list(range(16)), 2, 2, 4)
+
+
+def test_a_tracklet_is_one_unit():
+    assert [cut_units(n, "tracklet", 8, 4) for n in (1, 8, 100)] == [[(0, 1)], [(0, 8)], [(0, 100)]]
+
+
+def test_the_last_chunk_takes_the_remainder_and_a_short_tracklet_is_kept_whole():
+    assert cut_units(96, "chunk", 48, 4) == [(0, 48), (48, 96)]
+    assert cut_units(100, "chunk", 48, 4) == [(0, 48), (48, 100)]
+    assert cut_units(95, "chunk", 48, 4) == [(0, 95)]
+    assert cut_units(48, "chunk", 48, 4) == [(0, 48)]
+    assert cut_units(47, "chunk", 48, 4) == [(0, 47)]
+
+
+def test_windows_step_by_the_stride_and_the_last_one_reaches_the_end():
+    assert cut_units(16, "window", 8, 4) == [(0, 8), (4, 12), (8, 16)]
+    assert cut_units(18, "window", 8, 4) == [(0, 8), (4, 12), (8, 16), (10, 18)]
+    assert cut_units(9, "window", 8, 4) == [(0, 8), (1, 9)]
+    assert cut_units(8, "window", 8, 4) == [(0, 8)]
+    assert cut_units(5, "window", 8, 4) == [(0, 5)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 120), st.integers(1, 50), st.integers(1, 20))
+def test_units_cover_every_frame(n, frames, stride):
+    chunks = cut_units(n, "chunk", frames, stride)
+    assert [i for begin, end in chunks for i in range(begin, end)] == list(range(n))
+    assert all(frames <= end - begin < 2 * frames for begin, end in chunks) or n < frames
+    windows = cut_units(n, "window", frames, stride)
+    assert all(end - begin == min(n, frames) for begin, end in windows)
+    assert windows == sorted(set(windows))
+    assert windows[-1][1] == n
+    if stride <= frames:
+        assert {i for begin, end in windows for i in range(begin, end)} == set(range(n))
+
+
+@pytest.mark.parametrize(("n", "frames", "stride"), [(0, 8, 4), (9, 0, 4), (9, 8, 0)])
+def test_no_frames_make_no_unit(n, frames, stride):
+    with pytest.raises(ValueError, match=rf"got n={n} frames, unit_frames={frames} and unit_stride={stride}"):
+        cut_units(n, "window", frames, stride)

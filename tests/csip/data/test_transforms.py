@@ -33,10 +33,53 @@ def test_a_grey_crop_becomes_rgb():
     assert (got.float() - 90).abs().max() <= 2
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1"])
+def test_grey_palette_and_transparent_pictures_become_rgb(mode):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 12, 4), dtype=np.uint8)
+    picture = Image.fromarray(noise, "RGBA").convert(mode)
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    want = np.array(picture.convert("RGB"))
+    np.testing.assert_array_equal(decode_crop(file.getvalue(), "t/1").permute(1, 2, 0).numpy(), want)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"quality": 60}, {"progressive": True}], ids=str)
+def test_a_jpegs_pixels_are_those_of_another_decoder(options):
+    # Both round their inverse transform and colours in their own way: a few levels, on average none.
+    rng = np.random.default_rng(1)
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 7, 3), dtype=np.uint8)).resize(
+        (60, 150), Image.Resampling.BICUBIC
+    )
+    file = io.BytesIO()
+    coarse.save(file, format="JPEG", **{"quality": 95, **options})
+    with Image.open(file) as picture:
+        want = np.array(picture.convert("RGB")).astype(int)
+    got = decode_crop(file.getvalue(), "t/1").permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(got - want).max() <= 4
+    assert np.abs(got - want).mean() <= 0.5
+
+
+def test_a_crop_is_not_turned():
+    picture, exif = Image.new("RGB", (6, 10), (200, 0, 0)), Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", exif=exif)
+    assert tuple(decode_crop(file.getvalue(), "t/1").shape) == (3, 10, 6)
+
+
 @pytest.mark.parametrize("image", [b"", b"no picture", encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")[:40]])
 def test_bytes_that_are_no_picture_name_the_crop(image):
-    with pytest.raises(StoreError, match=rf"Crop t/7: {len(image)} bytes that are no JPEG or PNG"):
+    with pytest.raises(StoreError, match=rf"Crop t/7: {len(image)} bytes that are no JPEG or PNG, or not a whole one"):
         decode_crop(image, "t/7")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.98])
+def test_half_a_picture_is_none(kind, share):
+    noise = np.random.default_rng(2).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+    whole = encoded(noise, kind)
+    with pytest.raises(StoreError, match=r"Crop t/7: \d+ bytes that are .* not a whole one"):
+        decode_crop(whole[: int(share * len(whole))], "t/7")
 
 
 def test_resizing_is_bilinear_to_the_configured_size():
@@ -50,6 +93,22 @@ def test_resizing_is_bilinear_to_the_configured_size():
     assert got[:, :, :7].max() == 0
     assert got[:, :, 9:].min() == 200
     assert (got[0, 0, 7:9].float() - torch.tensor([0.125, 0.875]) * 200).abs().max() <= 26
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (150, 60), (256, 128), (300, 200)])
+def test_how_a_crop_lies_in_memory_does_not_change_its_resized_pixels(shape):
+    crop = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)).permute(2, 0, 1)
+    assert not crop.is_contiguous()
+    assert torch.equal(resize_crop(crop, ClipConfig()), resize_crop(crop.contiguous(), ClipConfig()))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (2, 3, 5, 4), (2, 3, 3, 16, 9), (0, 3, 5, 4)])
+def test_normalising_is_the_arithmetic_bit_for_bit(shape):
+    clip = ClipConfig()
+    crops = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    mean, std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
+    for view in (crops, crops.flip(-1), crops.transpose(-1, -2)):
+        assert torch.equal(normalise_crops(view, clip), (view.float() / 255 - mean) / std)
 
 
 def test_each_channel_loses_its_mean_and_is_divided_by_its_deviation():
@@ -98,7 +157,7 @@ def test_one_rectangle_of_one_colour_is_erased_inside_the_picture(height, width)
     for seed in range(60):
         crop = torch.full((3, height, width), 255, dtype=torch.uint8)
         crop[0] = 7  # no erased colour is likely to be (7, 255, 255)
-        got = erase(crop, np.random.default_rng(seed))
+        got = erase(crop, ClipConfig(), np.random.default_rng(seed))
         assert int((crop != torch.tensor([7, 255, 255]).view(3, 1, 1)).sum()) == 0
         changed = (got != crop).any(dim=0)
         rows, columns = changed.any(dim=1).nonzero().flatten(), changed.any(dim=0).nonzero().flatten()
@@ -121,17 +180,17 @@ def test_erased_rectangles_reach_every_edge():
     crop = torch.zeros(3, 40, 40, dtype=torch.uint8)
     reached = torch.zeros(40, 40, dtype=torch.bool)
     for seed in range(400):
-        reached |= (erase(crop, np.random.default_rng(seed)) != crop).any(dim=0)
+        reached |= (erase(crop, ClipConfig(), np.random.default_rng(seed)) != crop).any(dim=0)
     for edge in (reached[0], reached[-1], reached[:, 0], reached[:, -1]):
         assert bool(edge.any())
 
 
 def test_erasing_is_the_same_for_the_same_seed():
     crop = torch.zeros(3, 64, 32, dtype=torch.uint8)
-    one, two = (erase(crop, np.random.default_rng(3)) for _ in range(2))
+    one, two = (erase(crop, ClipConfig(), np.random.default_rng(3)) for _ in range(2))
     assert torch.equal(one, two)
 
 
 def test_a_crop_too_small_for_any_rectangle_stays_as_it_is():
     crop = torch.full((3, 1, 1), 9, dtype=torch.uint8)
-    assert torch.equal(erase(crop, np.random.default_rng(0)), crop)
+    assert torch.equal(erase(crop, ClipConfig(), np.random.default_rng(0)), crop)

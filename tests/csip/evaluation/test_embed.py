@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from csip import tables
-from csip.config import EmbedConfig, RuntimeConfig
+from csip.config import EmbedConfig, RuntimeConfig, ValidateConfig
 from csip.data.clips import ClipDataset, ClipRequest, read_parts
 from csip.errors import TooLittleDataError
-from csip.evaluation.embed import embed, embed_histogram, read_embeddings
+from csip.evaluation.embed import embed, embed_histogram, embed_parts, known_cameras, read_embeddings
 from csip.evaluation.histogram import color_histogram
 from csip.models.checkpoints import load_checkpoint
 from csip.training.pretrain import initialise
@@ -26,8 +26,8 @@ def test_parts(tiny_snapshot):
 
 
 @pytest.fixture
-def embedded(out, run, tiny, tiny_snapshot, untrained):
-    def call(config=RESTRICTED, checkpoint=untrained, encode_batch=5):
+def embedded(out, run, tiny, tiny_snapshot, grown):
+    def call(config=RESTRICTED, checkpoint=grown, encode_batch=5):
         runtime = RuntimeConfig(device="cpu", encode_batch=encode_batch)
         return run(embed(out, checkpoint, tiny_snapshot, config, "trained", runtime))
 
@@ -61,21 +61,48 @@ def test_every_query_and_gallery_part_has_one_embedding_of_length_one(embedded, 
     assert tables.count(outcome.value.table) == 4
 
 
-def test_restricted_takes_the_first_frame_of_each_chunk(embedded, test_parts, tiny_snapshot, untrained):
+def test_before_stage_2_an_embedding_is_g_and_v_bar_and_named_after_its_stage(
+    out, run, tiny, tiny_snapshot, untrained, grown, test_parts
+):
+    plain = run(embed(out, untrained, tiny_snapshot, RESTRICTED, "", tiny.runtime))[1].value
+    whole = run(embed(out, grown, tiny_snapshot, RESTRICTED, "", tiny.runtime))[1].value
+    assert (plain.encoder, whole.encoder) == ("untrained", "trained")
+    # D + C: the same encoders without SGTM's f, and so the same first two thirds before both are brought to length 1.
+    short, long = read_embeddings(plain, test_parts), read_embeddings(whole, test_parts)[:, :64]
+    assert short.shape == (4, 64)
+    np.testing.assert_allclose(short, long / np.linalg.norm(long, axis=1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("crops_a_call", [1, 7, 100])
+def test_parts_are_embedded_in_the_order_asked_for_however_many_at_once(tiny_snapshot, grown, test_parts, crops_a_call):
+    network, header = load_checkpoint(grown)
+    dataset = ClipDataset(tiny_snapshot, test_parts, header.spec.clip)
+    cameras = known_cameras(tiny_snapshot, header.spec)
+    asked = [2, 0, 2, 3]
+    found = list(embed_parts(network.eval(), dataset, asked, DENSE, cameras, crops_a_call, "cpu"))
+    assert len(found) == 4
+    windows = {6: [(0, 1, 2, 3), (4, 5, 4, 5)], 7: [(0, 1, 2, 3), (4, 5, 6, 4)]}
+    for i, feature in zip(asked, found, strict=True):
+        part = test_parts[i]
+        expected = by_hand(grown, tiny_snapshot, part, windows[part.last_frame + 1], part.camid)
+        np.testing.assert_allclose(feature, expected, atol=1e-5)
+
+
+def test_restricted_takes_the_first_frame_of_each_chunk(embedded, test_parts, tiny_snapshot, grown):
     feature = read_embeddings(embedded()[1].value, test_parts)
     # Six frames in four chunks of two, seven in four of two; positions past the end repeat the last frame.
     windows = {"p2-a": (0, 2, 4, 6), "p55-a": (0, 2, 4, 5), "p2-b": (0, 2, 4, 6), "p55-b": (0, 2, 4, 5)}
     for part, found in zip(test_parts, feature, strict=True):
-        expected = by_hand(untrained, tiny_snapshot, part, [windows[part.tracklet_id]], part.camid)
+        expected = by_hand(grown, tiny_snapshot, part, [windows[part.tracklet_id]], part.camid)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_dense_averages_over_all_windows_before_it_normalises(embedded, test_parts, tiny_snapshot, untrained):
+def test_dense_averages_over_all_windows_before_it_normalises(embedded, test_parts, tiny_snapshot, grown):
     feature = read_embeddings(embedded(DENSE)[1].value, test_parts)
     # The last window goes round: two or three frames are left over.
     windows = {6: [(0, 1, 2, 3), (4, 5, 4, 5)], 7: [(0, 1, 2, 3), (4, 5, 6, 4)]}
     for part, found in zip(test_parts, feature, strict=True):
-        expected = by_hand(untrained, tiny_snapshot, part, windows[part.last_frame + 1], part.camid)
+        expected = by_hand(grown, tiny_snapshot, part, windows[part.last_frame + 1], part.camid)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -119,7 +146,7 @@ def test_a_camera_the_network_does_not_know_gets_no_cameras_own_vector(
     # Made for a data set of cameras 0 and 1; the tiny gallery was seen by camera 2.
     walks = [walk for walk in tiny.walks if walk.camid < 2]
     fewer = tiny.publish(str(tmp_path / "fewer"), walks, "fewer")
-    checkpoint = run(initialise(out, fewer, tiny.clip, tiny.model, tiny.seed))[1].value
+    checkpoint = run(initialise(out, fewer, tiny.clip, tiny.model, ValidateConfig(), tiny.seed))[1].value
     _, header = load_checkpoint(checkpoint)
     assert len(header.spec.cameras) == 2
     feature = dict(

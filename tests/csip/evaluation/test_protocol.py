@@ -10,10 +10,13 @@ from csip.errors import TooLittleDataError
 from csip.evaluation.protocol import (
     BETWEEN,
     CAVEAT,
+    LABEL,
     SELF_LABELLED,
     TOO_SHORT,
+    WALKERS,
     cut_parts,
     describe,
+    label,
     rules,
     self_labelled_split,
 )
@@ -208,3 +211,10 @@ def test_the_description_of_a_benchmark_names_its_choices(config, expected):
     words = describe(rules(config, "mars"), "mars")
     assert words.startswith("mars: ")
     assert all(phrase in words for phrase in expected)
+
+
+def test_the_description_of_walkers_says_that_they_are_made_and_who_looks_for_whom():
+    words = describe(rules(EvaluateConfig(), WALKERS), WALKERS)
+    assert words.startswith(f"{label(WALKERS)}: of synthetic people, each test person's first pass before each camera")
+    assert "own camera do not count" in words
+    assert label(SELF_LABELLED) == LABEL

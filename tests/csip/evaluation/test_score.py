@@ -9,7 +9,7 @@ import pytest
 
 from csip import tables
 from csip.config import EvaluateConfig
-from csip.data.clips import read_protocol
+from csip.data.clips import read_groups, read_protocol
 from csip.errors import TooLittleDataError
 from csip.evaluation.protocol import SELF_LABELLED, describe, rules
 from csip.evaluation.score import evaluate, rank
@@ -183,3 +183,33 @@ def test_embeddings_that_are_missing_are_said(out, run, tiny_snapshot):
     with pytest.raises(TooLittleDataError, match=r"no embedding by trained of 1 of 2 parts, the first .'p2-b'"):
         run(evaluate(out, (ref,), tiny_snapshot, RANKS))
     assert tables.count(tables.current(out.store, "results")) == 0
+
+
+def test_a_group_is_scored_by_its_own_queries_against_everybody(out, scored, tiny, tmp_path):
+    # Persons 1 and 2 are twins: 1 finds 2 before itself; person 3 finds itself at once.
+    frames = (0, 1, 2)
+    walks = tuple(
+        tiny.Walk(name, pid, camid, role, frames, group=group)
+        for name, pid, camid, role, group in (
+            ("a-ask", 1, 0, "query", "twins"),
+            ("a-there", 1, 1, "gallery", "twins"),
+            ("b-ask", 2, 0, "query", "twins"),
+            ("b-there", 2, 1, "gallery", "twins"),
+            ("c-ask", 3, 0, "query", ""),
+            ("c-there", 3, 1, "gallery", ""),
+            ("d", 4, 0, "train", "strangers"),
+        )
+    )
+    angles = {"a-ask": 0, "a-there": 20, "b-ask": 10, "b-there": 5, "c-ask": 90, "c-there": 91}
+    snapshot = tiny.publish(str(tmp_path / "groups"), walks, "groups")
+    assert read_groups(snapshot) == {"strangers": {4}, "twins": {1, 2}}
+    values, outcome = scored((write(out.store, angles, last=dict.fromkeys(angles, 2)),), snapshot)
+    figures = values["trained"]
+    assert figures["mean_ap"] == pytest.approx((1 / 2 + 1 + 1) / 3)
+    assert figures["twins/mean_ap"] == pytest.approx((1 / 2 + 1) / 2)
+    assert (figures["rank-1"], figures["twins/rank-1"], figures["twins/rank-2"]) == (pytest.approx(2 / 3), 0.5, 1.0)
+    assert (figures["twins/num_queries"], figures["twins/num_valid_queries"], figures["twins/num_gallery"]) == (2, 2, 3)
+    # A group without a query has no score, and says so.
+    assert {n: v for n, v in figures.items() if n.startswith("strangers/")} == {"strangers/num_queries": 0}
+    assert (outcome.counts["trained twins/mean_ap"], outcome.counts["trained twins/rank-1"]) == (0.75, 0.5)
+    assert "trained strangers/mean_ap" not in outcome.counts

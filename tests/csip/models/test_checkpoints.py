@@ -13,6 +13,7 @@ from csip.errors import CheckpointError
 from csip.models.checkpoints import (
     CheckpointHeader,
     ModelSpec,
+    add_heads,
     build,
     checkpoint_ref,
     encoder_digest,
@@ -95,21 +96,21 @@ def test_the_header_says_how_to_build_the_network(spec, network, header, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("heads", "changes"),
     [
-        {"prototypes": "none", "temporal": False},
-        {"prototypes": "gate"},
-        {"camera_embedding": False, "joint_layers": 2},
-        {"image_heads": 4, "graph_positions": 3},
+        ({"prototypes": "none", "temporal": False}, {}),
+        ({"prototypes": "gate", "temporal": True}, {}),
+        ({"prototypes": "pfu", "temporal": False}, {"camera_embedding": False, "joint_layers": 2}),
+        ({"prototypes": "fixed", "temporal": True}, {"image_heads": 4, "graph_positions": 3}),
     ],
 )
-def test_every_switch_of_the_model_survives(spec, changes, tmp_path):
-    other = dataclasses.replace(spec, model=dataclasses.replace(spec.model, **changes))
+def test_every_switch_of_the_model_survives(spec, heads, changes, tmp_path):
+    other = dataclasses.replace(spec, model=dataclasses.replace(spec.model, **changes), **heads)
     ref = save_checkpoint(initial(other, 0)[0], CheckpointHeader(other, "initialise", "", {}), tmp_path)
     loaded, found = load_checkpoint(ref)
     assert found.spec == other
-    assert (loaded.temporal is None) == (not other.model.temporal)
-    assert (loaded.prototype_updater is None) == (other.model.prototypes == "none")
+    assert (loaded.temporal is None) == (not other.temporal)
+    assert (loaded.prototype_updater is None) == (other.prototypes == "none")
     assert (loaded.image_encoder.camera_table is None) == (not other.model.camera_embedding)
 
 
@@ -122,6 +123,53 @@ def test_initial_weights_follow_from_the_seed_and_leave_other_chance_alone(spec)
     two, other = initial(spec, 1)[0].state_dict(), initial(spec, 2)[0].state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["head_g.classifier.weight"], other["head_g.classifier.weight"])
+
+
+def test_heads_are_added_to_a_network_that_stays_as_it_is(spec, network):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.manual_seed(3)
+    want = torch.rand(4)
+    torch.manual_seed(3)
+    grown, wanted = add_heads(network, spec, prototypes="pfu", temporal=True, seed=7)
+    assert torch.equal(torch.rand(4), want)
+    assert (wanted.prototypes, wanted.temporal) == ("pfu", True)
+    assert dataclasses.replace(wanted, prototypes="none", temporal=False) == spec
+    after = grown.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    new = {name.split(".")[0] for name in set(after) - set(before)}
+    assert new == {"prototype_updater", "temporal", "head_f"}
+    # What is new follows from the seed alone.
+    again = add_heads(network, spec, prototypes="pfu", temporal=True, seed=7)[0].state_dict()
+    assert all(torch.equal(after[name], value) for name, value in again.items())
+    other = add_heads(network, spec, prototypes="pfu", temporal=True, seed=8)[0].state_dict()
+    assert not torch.equal(after["temporal.visual_message.weight"], other["temporal.visual_message.weight"])
+
+
+@pytest.mark.parametrize("heads", [{"prototypes": "gate"}, {"temporal": True}])
+def test_heads_are_not_added_twice(spec, heads):
+    other = dataclasses.replace(spec, **heads)
+    with pytest.raises(ValueError, match=r"add_heads: got a network with prototypes .*before stage 2"):
+        add_heads(build(other), other, prototypes="pfu", temporal=True, seed=0)
+
+
+def test_a_header_keeps_its_epoch_its_figures_and_the_libraries_versions(spec, network, tmp_path):
+    header = CheckpointHeader(spec, "stage2", "a" * 64, {}, epoch=12, metrics={"loss": 0.1 + 0.2, "tiny": 1e-300})
+    _, found = load_checkpoint(save_checkpoint(network, header, tmp_path))
+    assert (found.epoch, dict(found.metrics)) == (12, {"loss": 0.1 + 0.2, "tiny": 1e-300})
+    assert found.versions["torch"] == torch.__version__.partition("+")[0]
+    assert set(found.versions) == {"csip", "torch", "timm"}
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_leaves_nothing(network, header, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError, match=r"file/stage1-.*: \d+ bytes could not be written .*Free space"):
+        save_checkpoint(network, header, tmp_path / "file")
+    # A folder stands where the file should go.
+    name = Path(save_checkpoint(network, header, tmp_path / "a").path).name
+    (tmp_path / "b" / name).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"could not be written"):
+        save_checkpoint(network, header, tmp_path / "b")
+    assert [p.name for p in (tmp_path / "b").iterdir()] == [name]
 
 
 def test_a_missing_file_is_named(tmp_path):

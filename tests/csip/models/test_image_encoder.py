@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from csip.errors import WeightsError
-from csip.models.image_encoder import ImageEncoder, load_image_weights, resize_positions
+from csip.models.image_encoder import ImageEncoder, _lean, load_image_weights, resize_positions
 
 CLIP = "vit_base_patch16_clip_quickgelu_224.openai"
 SMALL = {"depth": 2, "token_width": 24, "heads": 2}
@@ -43,8 +43,46 @@ def test_tokens_without_a_camera_are_timms_own(name, tokens):
     assert encoder.num_tokens == tokens
     assert encoder.token_width == 24
     assert x.shape == (2, tokens, 24)
-    torch.testing.assert_close(x, encoder.trunk.forward_features(crops))
+    # The trunk's MLPs are ours, so timm's model is built anew.
+    own = timm.create_model(
+        name, img_size=size, depth=2, embed_dim=24, num_heads=2, num_classes=0, global_pool="token"
+    ).eval()
+    own.load_state_dict(encoder.trunk.state_dict())
+    torch.testing.assert_close(x, own.forward_features(crops))
     torch.testing.assert_close(xp, torch.einsum("nld,cd->nlc", x, encoder.projection.weight))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", CLIP])
+def test_gradients_are_those_of_timms_own_model(name):
+    encoder = small(name)
+    own = timm.create_model(name, img_size=(64, 32), depth=2, embed_dim=24, num_heads=2, num_classes=0).eval()
+    own.load_state_dict(encoder.trunk.state_dict())
+    crops, aim = torch.randn(2, 3, 64, 32), torch.randn(2, 9, 24)
+    (encoder(crops)[0] * aim).sum().backward()
+    (own.forward_features(crops) * aim).sum().backward()
+    wanted = dict(own.named_parameters())
+    for key, parameter in encoder.trunk.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[key].grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", CLIP])
+def test_no_block_keeps_a_tensor_of_its_mlps_width(name):
+    encoder, saved = small(name), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
+        encoder(torch.randn(2, 3, 64, 32))
+    weights = {parameter.data_ptr() for parameter in encoder.parameters()}
+    wide = {one.data_ptr() for one in saved if one.shape[-1:] == (96,) and one.ndim > 1} - weights
+    assert saved
+    assert not wide
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("vit_small_patch14_reg4_dinov2", {"act_layer": "gelu_tanh"}), ("vit_giant_patch14_dinov2", {})]
+)
+def test_other_mlps_of_timm_stay_as_they_are(name, more):
+    # The first has GELU's tanh form, the second gates.
+    mlp = timm.create_model(name, img_size=28, depth=1, embed_dim=24, num_heads=2, **more).blocks[0].mlp
+    assert _lean(mlp) is mlp
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", CLIP])

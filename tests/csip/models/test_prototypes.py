@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from csip.models.prototypes import PrototypeFusionUpdater, build_context, mean_by_label
+from csip.models.prototypes import Attention, PrototypeFusionUpdater, build_context, mean_by_label
 
 B, T, N, J, C, K, HEADS = 3, 2, 3, 2, 8, 5, 2
 
@@ -80,6 +82,46 @@ def test_the_gate_weighs_skeleton_against_visual_prototypes(shake, inputs, slow)
         for k in range(K):
             torch.testing.assert_close(got[b, k], (inputs["v_bar"][b] * prototypes[k]).sum(), atol=1e-5, rtol=1e-5)
     assert model.decoder is None
+
+
+def test_the_gate_by_hand():
+    model = PrototypeFusionUpdater(width=2, heads=1, mode="gate").eval()
+    with torch.no_grad():
+        for parameter in model.gate.parameters():
+            parameter.zero_()
+        # The hidden unit 0 reads P_s's first number and P_v's second: 1 + 2, then -1 + 0, which ReLU makes 0.
+        model.gate[0].weight[0] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+        model.gate[2].weight[0, 0] = math.log(3) / 3
+    p_s, p_v = torch.tensor([[1.0, 0.0], [-1.0, 4.0]]), torch.tensor([[5.0, 2.0], [1.0, 0.0]])
+    # alpha = sigmoid(ln 3) = 3 / 4 and sigmoid(0) = 1 / 2, so P = (2, .5) and (0, 2).
+    none = torch.zeros(1, 1, 1, 2)
+    got = model(p_v, p_s, torch.tensor([[1.0, 2.0]]), none, none, torch.ones(1, 1, dtype=torch.bool))
+    torch.testing.assert_close(got, torch.tensor([[3.0, 4.0]]))
+
+
+def test_attention_by_hand():
+    layer = Attention(width=1, heads=1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(1.0)
+        # Logits 0 and ln 3: weights 1/4 and 3/4, and the output layer adds 1.
+        x, context = torch.tensor([[[1.0]]]), torch.tensor([[[0.0], [math.log(3)]]])
+        torch.testing.assert_close(layer(x, context), torch.tensor([[[0.75 * math.log(3) + 1]]]))
+        only_first = torch.tensor([[[[True, False]]]])
+        torch.testing.assert_close(layer(x, context, only_first), torch.tensor([[[1.0]]]))
+
+
+def test_order_of_identities_frames_and_context_tokens(shake, inputs):
+    model = updater(shake)
+    before = model(**inputs)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    prototypes = {key: inputs[key][order] for key in ("visual_prototypes", "skeleton_prototypes")}
+    torch.testing.assert_close(model(**{**inputs, **prototypes}), before[:, order])
+    # Means over time, and a context without positions: their order says nothing, unlike which clip they are of.
+    flipped = {key: inputs[key].flip(1) for key in ("projected_tokens", "joints", "frame_mask")}
+    torch.testing.assert_close(model(**{**inputs, **flipped}), before)
+    flipped = {key: inputs[key].flip(2) for key in ("projected_tokens", "joints")}
+    torch.testing.assert_close(model(**{**inputs, **flipped}), before)
 
 
 def attention(layer, x, context, slow):

@@ -229,3 +229,98 @@ def test_mixed_precision_runs_and_prototype_logits_stay_float32(batch, dtype):
     loss.backward()
     assert output.logits_prototypes.dtype == torch.float32
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+ORDERS = [[1, 0, 2], [2, 0, 1], [2, 1, 0]]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_permuting_the_clips_permutes_everything_that_comes_out(batch, order):
+    # In training without dropout too: batch norm's moments are the same in any order, and so are the flipped signs.
+    at = torch.tensor(order)
+    moved = {name: value[at] for name, value in batch.items()}
+    for train in (False, True):
+        model, again = still(train=train), still(train=train)
+        torch.manual_seed(3)
+        want = fields(model(**batch))
+        torch.manual_seed(3)
+        got = fields(again(**moved))
+        for name, value in want.items():
+            torch.testing.assert_close(got[name], value[at], atol=1e-5, rtol=1e-4, msg=f"{name}, train={train}")
+        torch.testing.assert_close(
+            model.embed(moved["crops"], moved["camid"]), model.embed(batch["crops"], batch["camid"])[at]
+        )
+
+
+def still(*, train=False):
+    """The network without dropout."""
+    model = build(prototype_dropout=0.0, temporal_dropout=0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.train(train)
+
+
+def test_in_training_a_skeleton_reaches_other_clips_through_batch_norm_alone(batch):
+    other = {**batch, "skeleton": batch["skeleton"].clone()}
+    other["skeleton"][0] += torch.randn(T, J, 3)
+    found = []
+    for one in (batch, other):
+        model = still(train=True)
+        torch.manual_seed(3)
+        found.append(fields(model(**one)))
+    before, after = found
+    # What has seen no norm over the batch.
+    for name in ("g", "v_bar", "f", "logits_prototypes"):
+        torch.testing.assert_close(after[name][1:], before[name][1:], atol=1e-6, rtol=1e-5, msg=name)
+    for name in ("f", "logits_prototypes", "logits_f", "logits_frames"):
+        assert not torch.allclose(after[name][0], before[name][0]), name
+    # The heads of pictures see no skeleton at all; those of f share its moments.
+    assert torch.equal(after["logits_g"], before["logits_g"])
+    assert torch.equal(after["logits_v"], before["logits_v"])
+    assert not torch.allclose(after["logits_f"][1:], before["logits_f"][1:], atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip", range(B))
+def test_a_clips_gradient_comes_from_its_own_pictures_and_skeleton(batch, clip):
+    model = still()
+    crops, skeleton = (batch[name].clone().requires_grad_() for name in ("crops", "skeleton"))
+    output = model(**{**batch, "crops": crops, "skeleton": skeleton})
+    sum(value[clip].pow(2).sum() for value in fields(output).values()).backward()
+    others = [i for i in range(B) if i != clip]
+    assert bool(crops.grad[clip].any())
+    assert not crops.grad[others].any()
+    assert not skeleton.grad[others].any()
+    # And from the valid frames' joints alone.
+    assert skeleton.grad[clip].flatten(1).any(dim=1).tolist() == MASK[clip].tolist()
+
+
+def test_pfu_pulls_at_v_bar_at_the_tokens_and_at_the_joints(batch, monkeypatch):
+    model = still()
+    given = {}
+    forward = model.prototype_updater.forward
+
+    def watch(visual, skeleton, v_bar, xp, s, mask):
+        for name, value in (("v_bar", v_bar), ("xp", xp), ("s", s)):
+            value.retain_grad()
+            given[name] = value
+        return forward(visual, skeleton, v_bar, xp, s, mask)
+
+    monkeypatch.setattr(model.prototype_updater, "forward", watch)
+    model(**batch).logits_prototypes.pow(2).sum().backward()
+    assert {name: bool(value.grad.any()) for name, value in given.items()} == {"v_bar": True, "xp": True, "s": True}
+
+
+def test_sgtm_is_given_tokens_without_a_past_and_joints_with_one(batch, monkeypatch):
+    model = still()
+    given = {}
+    forward = model.temporal.forward
+
+    def watch(x, s=None, mask=None):
+        given.update(x=x, s=s)
+        return forward(x, s, mask)
+
+    monkeypatch.setattr(model.temporal, "forward", watch)
+    model(**batch)
+    assert not given["x"].requires_grad
+    assert given["s"].requires_grad

@@ -1,10 +1,11 @@
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from csip.models.skeleton_encoder import SkeletonEncoder
+from csip.models.skeleton_encoder import JointLayer, SkeletonEncoder
 
 B, T, J, K, C, HEADS = 3, 2, 4, 2, 8, 2
 
@@ -51,6 +52,44 @@ def test_joint_features_are_those_of_a_slow_reference(encoder, skeleton, slow, g
         s, _ = encoder(skeleton, torch.ones(B, T, dtype=torch.bool))
         for b, t in itertools.product(range(B), range(T)):
             torch.testing.assert_close(s[b, t], reference(encoder, skeleton[b, t], slow), atol=1e-4, rtol=1e-4)
+
+
+def test_attention_with_clamped_logits_by_hand():
+    layer = JointLayer(width=1, heads=1, dropout=0.0)
+    with torch.no_grad():
+        for linear in (layer.qkv, layer.out):
+            linear.weight.fill_(1.0)
+            linear.bias.zero_()
+        # Queries, keys and values are the joints themselves: logits +-2.25, then +-9, which the clamp makes +-5.
+        for x, logit in ((1.5, 2.25), (3.0, 5.0)):
+            near, far = math.exp(logit), math.exp(-logit)
+            want = x * (near - far) / (near + far)
+            got = layer._attend(torch.tensor([[[x], [-x]]]))
+            torch.testing.assert_close(got, torch.tensor([[[want], [-want]]]))
+
+
+def test_order_of_clips_frames_and_joints_is_that_of_the_input(encoder, skeleton):
+    mask = torch.tensor([[True, True], [False, True], [True, False]])
+    s, s_bar = encoder(skeleton, mask)
+    clips, frames, joints = torch.tensor([2, 0, 1]), torch.tensor([1, 0]), torch.tensor([3, 1, 0, 2])
+    got, got_bar = encoder(skeleton[clips], mask[clips])
+    torch.testing.assert_close((got, got_bar), (s[clips], s_bar[clips]))
+    got, got_bar = encoder(skeleton[:, frames], mask[:, frames])
+    torch.testing.assert_close((got, got_bar), (s[:, frames], s_bar))
+    # Joints are told apart by their graph positions: renumbered with them, they keep their features.
+    encoder.positions = encoder.positions[joints]
+    got, got_bar = encoder(skeleton[:, :, joints], mask)
+    torch.testing.assert_close((got, got_bar), (s[:, :, joints], s_bar))
+    assert not torch.allclose(encoder(skeleton, mask)[0], s)
+
+
+def test_a_change_in_one_clip_changes_no_other_clip(encoder, skeleton):
+    mask = torch.ones(B, T, dtype=torch.bool)
+    s, s_bar = encoder(skeleton, mask)
+    skeleton[0] += torch.randn_like(skeleton[0])
+    changed, changed_bar = encoder(skeleton, mask)
+    assert not torch.isclose(changed[0], s[0]).any(dim=-1).all()
+    torch.testing.assert_close((changed[1:], changed_bar[1:]), (s[1:], s_bar[1:]))
 
 
 def test_the_sequence_feature_is_the_mean_over_joints_of_valid_frames(encoder, skeleton):

@@ -79,6 +79,37 @@ def test_visual_only_form_is_that_of_a_slow_reference(temporal, tokens, slow):
         torch.testing.assert_close(f_t[b], want_f_t, atol=1e-4, rtol=1e-4)
 
 
+def test_pooling_by_hand():
+    # D = 1: a LayerNorm gives 0, attentions and MLP add nothing, every token weighs the same.
+    model = SkeletonGuidedTemporal(token_width=1, width=1, heads=1).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.visual_message.weight.fill_(2.0)
+        model.joint_tokens.weight.fill_(3.0)
+        model.token_type.weight[:, 0] = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    tokens = torch.tensor([1.0, 3.0, 5.0, 5.0]).reshape(1, 2, 2, 1)
+    joints = torch.tensor([1.0, 2.0, 7.0, 7.0]).reshape(1, 2, 2, 1)
+    mask = torch.tensor([[True, False]])
+    # Frame 0: 1.1, 3.1, message 2 * 2 + .2, joints 3.3 and 6.3, their message 4.5 + .4; frame 1 has no skeleton.
+    first, second = (1.1 + 3.1 + 4.2 + 3.3 + 6.3 + 4.9) / 6, (5.1 + 5.1 + 10.2) / 3
+    f, f_t = model(tokens, joints, mask)
+    torch.testing.assert_close(f_t, torch.tensor([[[first], [second]]]))
+    torch.testing.assert_close(f, torch.tensor([[(first + second) / 2]]))
+    torch.testing.assert_close(model(tokens)[1], torch.tensor([[[8.4 / 3], [second]]]))
+
+
+def test_order_of_frames_joints_and_tokens(temporal, tokens, joints):
+    f, f_t = temporal(tokens, joints, MASK)
+    order = torch.tensor([1, 2, 0])
+    got = temporal(tokens[:, order], joints[:, order], MASK[:, order])
+    torch.testing.assert_close(got, (f, f_t[:, order]))
+    # No positions: the order of a frame's tokens and joints says nothing, unlike which frame and clip they are of.
+    torch.testing.assert_close(temporal(tokens.flip(2), joints.flip(2), MASK), (f, f_t))
+    assert not torch.allclose(temporal(tokens, joints[:, order], torch.ones_like(MASK))[1], f_t)
+    assert not torch.allclose(temporal(tokens, joints.transpose(0, 1), MASK)[1], f_t)
+
+
 def test_a_clip_without_any_skeleton_is_visual_only(temporal, tokens, joints):
     masked = temporal(tokens, joints, torch.zeros(B, T, dtype=torch.bool))
     for got, want in zip(masked, temporal(tokens), strict=True):

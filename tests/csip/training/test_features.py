@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from csip import tables
+from csip.config import ValidateConfig
 from csip.data.clips import ClipDataset, ClipRequest, read_parts
 from csip.errors import CheckpointError
 from csip.models.checkpoints import encoder_digest, load_checkpoint
@@ -93,7 +94,7 @@ def test_a_broken_run_is_taken_up_where_its_last_commit_left_it(
 
 def test_features_are_kept_apart_by_the_encoder_that_made_them(tiny, tiny_snapshot, untrained, out, run, encoder):
     _, first = run(cache_features(out, untrained, tiny_snapshot, tiny.runtime))
-    other = run(initialise(out, tiny_snapshot, tiny.clip, tiny.model, tiny.seed + 1))[1].value
+    other = run(initialise(out, tiny_snapshot, tiny.clip, tiny.model, ValidateConfig(), tiny.seed + 1))[1].value
     _, second = run(cache_features(out, other, tiny_snapshot, tiny.runtime))
     assert second.counts == {"encoded": 58, "already_there": 0}
     assert tables.count(second.value) == 116
@@ -106,7 +107,7 @@ def test_features_are_kept_apart_by_the_encoder_that_made_them(tiny, tiny_snapsh
 
 
 def test_features_of_another_checkpoint_are_refused(tiny, tiny_snapshot, out, run, tiny_features, encoder):
-    other = run(initialise(out, tiny_snapshot, tiny.clip, tiny.model, tiny.seed + 1))[1].value
+    other = run(initialise(out, tiny_snapshot, tiny.clip, tiny.model, ValidateConfig(), tiny.seed + 1))[1].value
     network, header = load_checkpoint(other)
     digest = encoder_digest(network, header.spec)
     with pytest.raises(CheckpointError, match=rf"no feature of encoder {digest[:12]} for frame 0 of p100-a\. Run the"):
@@ -127,7 +128,7 @@ def test_parts_of_one_tracklet_may_share_frames(tiny, tmp_path, out, run):
     walk = tiny.Walk("w", 1, 0, "train", tuple(range(12)), parts=((0, 7), (4, 11)))
     other = tiny.Walk("x", 2, 0, "train", tuple(range(4)))
     snapshot = tiny.publish(str(tmp_path / "overlap"), (walk, other), "overlap")
-    checkpoint = run(initialise(out, snapshot, tiny.clip, tiny.model, 0))[1].value
+    checkpoint = run(initialise(out, snapshot, tiny.clip, tiny.model, ValidateConfig(), 0))[1].value
     _, outcome = run(cache_features(out, checkpoint, snapshot, tiny.runtime))
     assert outcome.counts == {"encoded": 16, "already_there": 0}
     network, header = load_checkpoint(checkpoint)

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from csip.models.reid import TrainOutput
-from csip.training.losses import Stage2Losses, batch_hard_triplet, contrastive_pair, stage2_loss, supervised_contrastive
+from csip.training.losses import (
+    Stage2Losses,
+    batch_hard_triplet,
+    contrastive_pair,
+    cross_entropy,
+    stage2_loss,
+    supervised_contrastive,
+)
 
 WEIGHTS = {
     "label_smoothing": 0.1,
@@ -188,3 +195,55 @@ def test_every_frame_is_compared_with_its_own_clips_label():
         )
         got = stage2_loss(one, torch.tensor([1, 2]), **{**WEIGHTS, "label_smoothing": 0.0})
         assert float(got.frame) == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 0, 3, 2], [2, 0, 3, 1]])
+def test_no_loss_hangs_on_the_order_of_the_clips(order):
+    out, label = output(), torch.tensor([0, 0, 3, 3])
+    torch.manual_seed(1)
+    other = torch.randn(4, 6)
+    at = torch.tensor(order)
+    moved = TrainOutput(**{name: getattr(out, name)[at] for name in out.__slots__})
+    want, got = stage2_loss(out, label, **WEIGHTS), stage2_loss(moved, label[at], **WEIGHTS)
+    for name in ("identity", "triplet", "prototype", "frame", "total"):
+        torch.testing.assert_close(getattr(got, name), getattr(want, name))
+    for settings in ({}, {"normalize": True, "temperature": 0.1}):
+        torch.testing.assert_close(
+            contrastive_pair(moved.g, other[at], label[at], **settings),
+            contrastive_pair(out.g, other, label, **settings),
+        )
+    # Clips that change places on one side alone, across people, make another batch.
+    crossed = out.g[[2, 1, 0, 3]]
+    assert not torch.allclose(contrastive_pair(crossed, other, label), contrastive_pair(out.g, other, label))
+
+
+def test_names_of_labels_mean_nothing():
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 3), torch.randn(5, 3)
+    label, renamed = torch.tensor([0, 1, 0, 2, 1]), torch.tensor([7, 2, 7, 0, 2])
+    torch.testing.assert_close(contrastive_pair(a, b, label), contrastive_pair(a, b, renamed))
+    one, other = (batch_hard_triplet(a, names, margin=0.3) for names in (label, renamed))
+    torch.testing.assert_close(one, other)
+
+
+def test_normalised_features_have_no_length():
+    torch.manual_seed(0)
+    a, b, label = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 0, 2, 1])
+    longer = torch.tensor([[1.0], [2.0], [0.1], [30.0], [5.0]])
+    one = contrastive_pair(a, b, label, normalize=True)
+    torch.testing.assert_close(contrastive_pair(longer * a, b / longer, label, normalize=True), one)
+    assert not torch.allclose(contrastive_pair(longer * a, b / longer, label), contrastive_pair(a, b, label))
+    # Temperature divides the products, as dividing one side does.
+    torch.testing.assert_close(contrastive_pair(a, b, label, temperature=4.0), contrastive_pair(a / 4, b, label))
+
+
+def test_cross_entropy_worked_out_by_hand():
+    # Odds 3 : 1 and 1 : 1 of two classes, targets first and second: -ln 3/4 and -ln 1/2.
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
+    want = (math.log(4 / 3) + math.log(2)) / 2
+    assert float(cross_entropy(logits, torch.tensor([0, 1]), label_smoothing=0.0)) == pytest.approx(want, rel=1e-6)
+    # Smoothing of .2 puts .9 on the target and .1 on the other.
+    want = (0.9 * math.log(4 / 3) + 0.1 * math.log(4) + math.log(2)) / 2
+    assert float(cross_entropy(logits, torch.tensor([0, 1]), label_smoothing=0.2)) == pytest.approx(want, rel=1e-6)
+    got = cross_entropy(logits.half(), torch.tensor([0, 1]), label_smoothing=0.2)
+    assert got.dtype == torch.float32

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csip import tables
-from csip.config import Stage1Config
+from csip.config import Stage1Config, ValidateConfig
 from csip.data import sampling
 from csip.data.clips import ClipDataset, ClipRequest, label_of_pid, read_parts
 from csip.errors import CheckpointError, CsipError, TooLittleDataError
@@ -15,6 +15,7 @@ from csip.training import loop
 from csip.training.features import cache_features
 from csip.training.pretrain import initialise
 from csip.training.stage1 import stage1
+from csip.training.state import seed_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = Stage1Config(epochs=3, batch_clips=4, learning_rate=1e-3, warmup_epochs=0)
@@ -29,6 +30,11 @@ def train(tiny, tiny_snapshot, untrained, tiny_features, out, run):
         return run(stage1(out, checkpoint, features, tiny_snapshot, config, seed, tiny.runtime))
 
     return start
+
+
+def drawn(counts):
+    """Clips that were drawn, whatever became of them."""
+    return sum(counts.get(name, 0) for name in ("clips", "clips_without_skeleton", "clips_alone_in_batch"))
 
 
 def slow_contrast(a, b, label):
@@ -53,13 +59,12 @@ def slow_stage1(tiny, snapshot, checkpoint, config):
     stream = loop.stream(tiny.seed, "stage1")
     losses = []
     for epoch in range(1, config.epochs + 1):
-        torch.manual_seed(loop.stream(stream, epoch))
         rng = np.random.default_rng([stream, epoch])
         last = 1e-6 + (config.learning_rate - 1e-6) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
         adam.param_groups[0]["lr"] = last
         total, clips = 0.0, 0
-        for chosen in sampling.plain_batches(len(usable), config.batch_clips, rng):
-            batches = []
+        for number, chosen in enumerate(sampling.plain_batches(len(usable), config.batch_clips, rng)):
+            rng, batches = np.random.default_rng([stream, epoch, number]), []
             for i in chosen:
                 at = sampling.restricted_random(len(dataset.frames[usable[i]].row), 4, rng)
                 batch = dataset.make_batch([ClipRequest(usable[i], tuple(map(int, at)), False, 0)])
@@ -70,6 +75,7 @@ def slow_stage1(tiny, snapshot, checkpoint, config):
             with torch.no_grad():
                 v_bar = torch.stack([sum(network.frame_features(f[None])[0] for f in b.crops[0]) / 4 for b in batches])
             skeleton, mask = (torch.cat([getattr(b, name) for b in batches]) for name in ("skeleton", "frame_mask"))
+            seed_batch(stream, epoch, number)
             s_bar = encoder(skeleton, mask)[1]
             label = [int(b.label) for b in batches]
             loss = slow_contrast(v_bar, s_bar, label) + slow_contrast(s_bar, v_bar, label)
@@ -109,7 +115,7 @@ def test_what_has_no_skeleton_is_left_out_and_counted(train):
     assert (counts["parts"], counts["parts_without_skeleton"]) == (7, 2)
     # One part has a skeleton in one frame of eight: some of its five draws miss it.
     assert 0 < counts["clips_without_skeleton"] <= 5
-    assert counts["clips"] + counts["clips_without_skeleton"] + counts["clips_alone_in_batch"] == 5 * 7
+    assert drawn(counts) == 5 * 7
 
 
 def test_a_clip_alone_in_its_batch_is_counted_not_trained_on(train):
@@ -117,13 +123,21 @@ def test_a_clip_alone_in_its_batch_is_counted_not_trained_on(train):
     _, outcome = train(epochs=4, batch_clips=6)
     counts = outcome.counts
     assert counts["clips_alone_in_batch"] > 0
-    assert counts["clips"] + counts["clips_without_skeleton"] + counts["clips_alone_in_batch"] == 4 * 7
+    assert drawn(counts) == 4 * 7
+
+
+def test_a_group_of_batches_ends_with_its_epoch_though_the_last_batch_has_nothing_to_compare(train):
+    # Six clips, then one alone: with one batch a step or three, each epoch makes the same single step.
+    one, three = (train(epochs=3, batch_clips=6, accumulate=n) for n in (1, 3))
+    losses = [[record.values["loss"] for record in records] for records, _ in (one, three)]
+    assert losses[0] == losses[1]
+    weights = [load_checkpoint(outcome.value)[0].state_dict() for _, outcome in (one, three)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_the_last_partial_batch_is_left_out_where_the_recipe_says_so(train):
     _, outcome = train(epochs=4, batch_clips=5, drop_last=True)
-    counts = outcome.counts
-    assert counts["clips"] + counts["clips_without_skeleton"] + counts["clips_alone_in_batch"] == 4 * 5
+    assert drawn(outcome.counts) == 4 * 5
 
 
 def test_the_loss_falls(train):
@@ -163,13 +177,14 @@ def test_no_epochs_leave_the_skeleton_encoder_as_it_was(untrained, train):
 def test_a_loss_that_is_no_number_names_the_tracklets(tiny_features, train, out):
     rows = [row | {"feature": [float("nan")] * 32} for row in tables.read(tiny_features).to_pylist()]
     broken = tables.upsert(out.store, "frame_features", tables.from_rows("frame_features", rows))
-    message = r"stage1, epoch 1: the loss is nan on a batch of tracklets p100-a, (p100-b, )?p30-a, p30-b, p4-a, p4-b\."
+    names = r"p100-a, (p100-b, )?p30-a, p30-b, p4-a, p4-b\."
+    message = rf"stage1, epoch 1: found loss nan, expected numbers, on a batch of [56] tracklets: {names}"
     with pytest.raises(CsipError, match=message):
         train(features=broken, batch_clips=8)
 
 
 def test_features_of_another_encoder_are_refused(tiny, tiny_snapshot, train, out, run):
-    other = run(initialise(out, tiny_snapshot, tiny.clip, tiny.model, 1))[1].value
+    other = run(initialise(out, tiny_snapshot, tiny.clip, tiny.model, ValidateConfig(), 1))[1].value
     with pytest.raises(CheckpointError, match=r"found no feature of encoder .*Run the stage cache_features"):
         train(checkpoint=other)
 
@@ -178,7 +193,7 @@ def test_fewer_than_two_skeletons_are_too_few(tiny, tmp_path, out, run):
     one = tiny.Walk("w", 1, 0, "train", tuple(range(4)))
     other = tiny.Walk("x", 2, 0, "train", tuple(range(4)), unsure=(0, 1, 2, 3))
     snapshot = tiny.publish(str(tmp_path / "two"), (one, other), "two")
-    checkpoint = run(initialise(out, snapshot, tiny.clip, tiny.model, 0))[1].value
+    checkpoint = run(initialise(out, snapshot, tiny.clip, tiny.model, ValidateConfig(), 0))[1].value
     features = run(cache_features(out, checkpoint, snapshot, tiny.runtime))[1].value
     with pytest.raises(TooLittleDataError, match=r"found 1 of 2 training parts .*expected at least 2"):
         run(stage1(out, checkpoint, features, snapshot, CONFIG, 0, tiny.runtime))

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from csip.config import Stage2Config
-from csip.data.clips import ClipDataset, identity_requests, label_of_pid, load_batches, read_parts
+from csip.config import Stage2Config, ValidateConfig
+from csip.data.clips import ClipDataset, identity_requests, label_of_pid, read_parts
+from csip.data.loader import ClipLoader
 from csip.data.sampling import restricted_random
 from csip.errors import CheckpointError, CsipError, TooLittleDataError
-from csip.models.checkpoints import encoder_digest, load_checkpoint, save_checkpoint
+from csip.models.checkpoints import add_heads, encoder_digest, load_checkpoint, save_checkpoint
 from csip.training import loop
 from csip.training.features import read_features
 from csip.training.losses import stage2_loss
 from csip.training.pretrain import initialise
 from csip.training.stage2 import make_prototypes, stage2
+from csip.training.state import seed_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = Stage2Config(
@@ -28,7 +30,7 @@ def train(tiny, tiny_snapshot, untrained, tiny_features, out, run):
 
     def start(seed=tiny.seed, checkpoint=untrained, runtime=tiny.runtime, **changes):
         config = dataclasses.replace(CONFIG, **changes)
-        return run(stage2(out, checkpoint, tiny_features, tiny_snapshot, config, seed, runtime))
+        return run(stage2(out, checkpoint, tiny_features, tiny_snapshot, config, ValidateConfig(), seed, runtime))
 
     return start
 
@@ -39,20 +41,17 @@ def labelled(tiny, tiny_snapshot):
     return ClipDataset(tiny_snapshot, parts, tiny.clip, label_of_pid(parts))
 
 
-@pytest.fixture
-def variant(tiny, tiny_snapshot, out, run):
-    """Make an untrained checkpoint with other model settings."""
-
-    def make(**changes):
-        model = dataclasses.replace(tiny.model, **changes)
-        return run(initialise(out, tiny_snapshot, tiny.clip, model, tiny.seed))[1].value
-
-    return make
+def with_heads(untrained, seed, prototypes="pfu", temporal=True):
+    """The network that stage 2 starts from."""
+    network, header = load_checkpoint(untrained)
+    heads = loop.stream(loop.stream(seed, "stage2"), "heads")
+    return add_heads(network, header.spec, prototypes=prototypes, temporal=temporal, seed=heads)[0]
 
 
-def changed(before, after):
-    """Names of tensors that differ between two checkpoints."""
-    one, other = (load_checkpoint(ref)[0].state_dict() for ref in (before, after))
+def changed(network, after):
+    """Names of tensors that differ between a network and a checkpoint."""
+    one, other = network.state_dict(), load_checkpoint(after)[0].state_dict()
+    assert set(one) == set(other)
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
@@ -103,10 +102,10 @@ def test_prototypes_are_computed_before_training_and_stay(untrained, tiny, tiny_
     assert outcome.counts["people_without_skeleton"] == 1
 
 
-def test_stage_2_trains_every_part_of_the_network(untrained, train):
+def test_stage_2_trains_every_part_of_the_network(tiny, untrained, train):
     _, outcome = train()
-    names = changed(untrained, outcome.value)
-    network, _ = load_checkpoint(untrained)
+    network = with_heads(untrained, tiny.seed)
+    names = changed(network, outcome.value)
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
     assert trainable - names == set()
     assert {name for name in names if name.startswith("skeleton_encoder.")}
@@ -114,9 +113,9 @@ def test_stage_2_trains_every_part_of_the_network(untrained, train):
     assert fixed & names == set()
 
 
-def test_a_frozen_skeleton_encoder_stays_as_stage_1_left_it(untrained, train):
+def test_a_frozen_skeleton_encoder_stays_as_stage_1_left_it(tiny, untrained, train):
     _, outcome = train(freeze_skeleton_encoder=True)
-    names = changed(untrained, outcome.value)
+    names = changed(with_heads(untrained, tiny.seed), outcome.value)
     assert not [name for name in names if name.startswith("skeleton_encoder.")]
     assert [name for name in names if name.startswith("image_encoder.")]
 
@@ -124,18 +123,19 @@ def test_a_frozen_skeleton_encoder_stays_as_stage_1_left_it(untrained, train):
 def test_the_first_epochs_figures_are_those_of_one_pass_by_hand(tiny, untrained, tiny_features, labelled, train):
     # Four people, so one batch an epoch: its figures come from the untrained network.
     records, outcome = train(epochs=1, identities=4, milestones=())
-    network, header = load_checkpoint(untrained)
-    cached = read_features(tiny_features, network, labelled, encoder_digest(network, header.spec))
+    network, spec = with_heads(untrained, tiny.seed), load_checkpoint(untrained)[1].spec
+    cached = read_features(tiny_features, network, labelled, encoder_digest(network, spec))
     stream = loop.stream(tiny.seed, "stage2")
     visual, skeleton, _ = make_prototypes(network, labelled, cached, loop.stream(stream, "prototypes"), "cpu")
     network.set_prototypes(visual, skeleton)
     network.train()
-    torch.manual_seed(loop.stream(stream, 1))
-    (batch,) = load_batches(labelled, identity_requests(labelled, 4, 2, seed=stream, epoch=1), workers=0)
+    (batch,) = ClipLoader(labelled, 0).load(identity_requests(labelled, 4, 2, seed=stream, epoch=1))
+    seed_batch(stream, 1, 0)
     output = network(batch.crops, batch.skeleton, batch.frame_mask, batch.camid)
     weights = {f"{name}_weight": weight for name, weight in WEIGHTS.items()}
     losses = stage2_loss(output, batch.label, label_smoothing=0.1, margin=0.3, **weights)
     values = dict(records[0].values)
+    assert values.pop("clips_per_second") > 0
     assert values.pop("learning_rate") == pytest.approx(1e-3)
     assert values.pop("loss") == pytest.approx(float(losses.total), rel=1e-5)
     assert values == pytest.approx({name: float(getattr(losses, name)) for name in WEIGHTS}, rel=1e-5)
@@ -154,7 +154,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(train):
 
 
 @pytest.mark.parametrize(
-    ("model", "terms"),
+    ("heads", "terms"),
     [
         ({"prototypes": "none", "temporal": False}, {"identity", "triplet"}),
         ({"prototypes": "visual"}, {"identity", "triplet", "prototype", "frame"}),
@@ -163,10 +163,12 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(train):
     ],
     ids=str,
 )
-def test_a_part_that_is_switched_off_has_no_loss(train, variant, tiny_features, model, terms):
-    records, outcome = train(checkpoint=variant(**model))
-    assert set(records[0].values) == terms | {"loss", "learning_rate"}
-    assert ("people_without_skeleton" in outcome.counts) == (model["prototypes"] != "none")
+def test_a_part_that_is_switched_off_has_no_loss(train, heads, terms):
+    records, outcome = train(**heads)
+    assert set(records[0].values) == terms | {"loss", "learning_rate", "clips_per_second"}
+    assert ("people_without_skeleton" in outcome.counts) == (heads["prototypes"] != "none")
+    spec = load_checkpoint(outcome.value)[1].spec
+    assert {"prototypes": spec.prototypes, "temporal": spec.temporal} == {"temporal": True, **heads}
 
 
 def test_the_loss_falls(train):
@@ -188,15 +190,14 @@ def test_chance_outside_the_stage_changes_nothing(train):
     assert train()[1].value == first
 
 
-def test_a_loss_that_is_no_number_names_the_tracklets(variant, train, tmp_path):
-    network, header = load_checkpoint(variant(prototypes="none"))
+def test_a_loss_that_is_no_number_names_the_tracklets(untrained, train, tmp_path):
+    network, header = load_checkpoint(untrained)
     with torch.no_grad():
         network.image_encoder.projection.weight[0, 0] = float("nan")
     broken = save_checkpoint(network, header, tmp_path)
-    with pytest.raises(
-        CsipError, match=r"stage2, epoch 1: the loss is nan on a batch of tracklets p\d+-[ab], p\d+-[ab]"
-    ):
-        train(checkpoint=broken)
+    message = r"stage2, epoch 1: found loss nan, .*, expected numbers, on a batch of \d tracklets: p\d+-[ab], p\d+-[ab]"
+    with pytest.raises(CsipError, match=message):
+        train(checkpoint=broken, prototypes="none")
 
 
 def test_too_few_people_for_a_batch_are_named(train):
@@ -205,6 +206,6 @@ def test_too_few_people_for_a_batch_are_named(train):
 
 
 def test_features_of_another_encoder_are_refused(tiny, tiny_snapshot, train, out, run):
-    other = run(initialise(out, tiny_snapshot, tiny.clip, tiny.model, 1))[1].value
+    other = run(initialise(out, tiny_snapshot, tiny.clip, tiny.model, ValidateConfig(), 1))[1].value
     with pytest.raises(CheckpointError, match=r"found no feature of encoder"):
         train(checkpoint=other)
