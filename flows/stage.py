@@ -41,9 +41,17 @@ from csip.types import Output, Progress, Stage, TableRef
 from flows.child import REQUEST, call, run_stage
 from flows.progress import Reporter
 
-# OpenMP's threads wait for each other by spinning. On a machine with other work to do, that made small training steps
-# ten times slower; a thirtieth of the default patience costs nothing measurable on an idle one.
-_SHARED_MACHINE = {"GOMP_SPINCOUNT": "10000"}
+ENVIRONMENT = {
+    # OpenMP's threads wait for each other by spinning. On a machine with other work to do, that made small training
+    # steps ten times slower; a thirtieth of the default patience costs nothing measurable on an idle one.
+    "GOMP_SPINCOUNT": "10000",
+    # The C library gives a large piece of memory back as soon as it is free, and the next one comes as new pages, one
+    # fault each: a third of the time of a ViT-B/16's step on a CPU, and of reading crops. Here it keeps what it has;
+    # the process ends with the stage.
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
+"""What a stage's process has in its environment, where the user did not set it otherwise."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -233,7 +241,7 @@ def _start(request: str, folder: Path, together: int, cores: int) -> subprocess.
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=_SHARED_MACHINE | os.environ | threads | paths,
+        env=ENVIRONMENT | os.environ | threads | paths,
     )
     if together == 1:
         # A child that died as it started reads nothing; its last words say why.

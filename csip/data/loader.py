@@ -15,7 +15,7 @@ from csip.types import ClipBatch
 
 Plan = Sequence[Sequence[ClipRequest]]
 
-READ_AHEAD = 8
+READ_AHEAD = 16
 """Batches that a process reads in one call to the store and then decodes in turn: half the time of a call for each."""
 
 

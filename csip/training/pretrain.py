@@ -99,8 +99,9 @@ def pretrain_visual(
         config.epochs,
         trained,
         optimizer,
-        decides=[source_digest(__name__), checkpoint.sha256, snapshot.name, config, seed],
+        decides=[checkpoint.sha256, snapshot.name, config, seed],
         pins={"tables": dict(snapshot.tables), "processes": ranks.size()},
+        source=source_digest(__name__),
         save_seconds=runtime.save_seconds,
     )
     yield from training.resume()

@@ -73,8 +73,9 @@ def stage1(
         config.epochs,
         encoder,
         optimizer,
-        decides=[source_digest(__name__), checkpoint.sha256, snapshot.name, config, seed],
+        decides=[checkpoint.sha256, snapshot.name, config, seed],
         pins={"features": features.version, "tables": dict(snapshot.tables), "processes": ranks.size()},
+        source=source_digest(__name__),
         save_seconds=runtime.save_seconds,
     )
     yield from training.resume()

@@ -74,8 +74,9 @@ def stage2(
         config.epochs,
         network,
         optimizer,
-        decides=[source_digest(__name__), checkpoint.sha256, snapshot.name, config, validate, seed],
+        decides=[checkpoint.sha256, snapshot.name, config, validate, seed],
         pins={"features": features.version, "tables": dict(snapshot.tables), "processes": ranks.size()},
+        source=source_digest(__name__),
         save_seconds=runtime.save_seconds,
     )
     yield from training.resume()

@@ -70,6 +70,7 @@ class Training:
         optimizer: of its parameters.
         decides: what the training's name follows from: another value is another training.
         pins: what must not have changed since the state was written; compared when it is read.
+        source: digest of the stage's code; a state that other code wrote is not gone on from.
         save_seconds: from one save to the next.
 
     Attributes:
@@ -86,12 +87,13 @@ class Training:
         *,
         decides: Any,
         pins: Mapping[str, Any],
+        source: str,
         save_seconds: float,
     ) -> None:
         self.at = Position()
         self.stage, self.epochs = stage, epochs
         self._network, self._optimizer = network, optimizer
-        self._pins = dict(pins)
+        self._pins, self._source = dict(pins), source
         self._every, self._saved = save_seconds, time.monotonic()
         self._begun, self._clips_before = time.monotonic(), 0
         self.path = Path(out.store) / "checkpoints" / f"{stage}-{digest(stage, decides)[:16]}.state"
@@ -102,8 +104,7 @@ class Training:
         Raises:
             CheckpointError: the state cannot be read, or was written by a training on other inputs.
         """
-        if self.path.is_file():
-            self._load()
+        if self.path.is_file() and self._load():
             at = self.at
             _LOG.info("%s goes on after epoch %d, batch %d.", self.stage, at.epoch - 1, at.batch)
         for part in self.path.parent.glob(f".{self.path.name}-*.part"):
@@ -173,14 +174,16 @@ class Training:
         if ranks.rank():
             return
         tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()} | moments
+        header = {"at": to_plain(self.at), "pins": to_plain(self._pins), "source": self._source, "scaler": scaler}
         # Parameters may share memory, which the format refuses.
         content = save(
             {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-            metadata={_FORMAT: json.dumps({"at": to_plain(self.at), "pins": to_plain(self._pins), "scaler": scaler})},
+            metadata={_FORMAT: json.dumps(header)},
         )
         write_whole(self.path, content)
 
-    def _load(self) -> None:
+    def _load(self) -> bool:
+        """Read the state, and tell whether there is anything to go on from."""
         advice = f"Remove the file to train from the start: {self.path}"
         try:
             with safe_open(str(self.path), framework="pt") as file:
@@ -190,6 +193,9 @@ class Training:
             raise CheckpointError(
                 f"{self.stage}: the state of the training that was left cannot be read ({error}). {advice}"
             ) from error
+        if header["source"] != self._source:
+            _LOG.warning("%s: the code has changed since the training was left; it starts over.", self.stage)
+            return False
         now = json.loads(json.dumps(to_plain(self._pins)))
         before: dict[str, Any] = header["pins"]
         changed = [
@@ -209,6 +215,7 @@ class Training:
             self.at = from_plain(Position, header["at"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.stage}: the state that was left does not fit ({error}). {advice}") from error
+        return True
 
 
 def seed_batch(seed: int, epoch: int, batch: int) -> None:

@@ -242,6 +242,17 @@ def test_a_state_of_another_program_is_refused_before_any_batch(begin, left):
         next(begin("stage1"))
 
 
+def test_a_state_that_other_code_wrote_is_not_gone_on_from(begin, finish, left, elsewhere, caplog):
+    want = finish(begin("stage1", out=elsewhere))
+    state = left("stage1")
+    # Weights that no training would come to, were they read.
+    rewrite(
+        state, lambda header, tensors: [header.update(source="0" * 64), tensors["network.projection.weight"].zero_()]
+    )
+    same(finish(begin("stage1")), want)
+    assert "stage1: the code has changed since the training was left; it starts over." in caplog.text
+
+
 def test_the_chance_of_a_batch_follows_from_its_place_alone():
     def draw(*place):
         seed_batch(*place)
