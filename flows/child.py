@@ -120,8 +120,7 @@ def main() -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    _listen(stop)
     in_file = os.environ.get(REQUEST)
     request = json.loads(Path(in_file).read_text(encoding="utf-8") if in_file else sys.stdin.readline())
     watch = threading.Thread(target=_end_with_parent, args=(request, not in_file, stop), daemon=True)
@@ -154,6 +153,18 @@ def main() -> int:
     if os.environ.get("RANK", "0") == "0":
         _write(manifest, result)
     return 0
+
+
+def _listen(stop: threading.Event) -> None:
+    """Set `stop` when this process is told to end; processes that libraries fork from it just end."""
+
+    def as_usual() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    os.register_at_fork(after_in_child=as_usual)
 
 
 def _end_with_parent(request: dict[str, Any], piped: bool, stop: threading.Event) -> None:

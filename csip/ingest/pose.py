@@ -342,14 +342,21 @@ def _openvino_model(weights: Path, sha256: str, network_size: tuple[int, int]) -
         yield final / "model.xml"
 
 
+def _import_openvino() -> Any:
+    """Import OpenVINO without the part that reports home: it forks a process that may never end, and nobody asked."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
+
+
 def _export(weights: Path, folder: Path, network_size: tuple[int, int]) -> Path:
     """Convert with ultralytics' own exporter, which writes beside the weights it reads."""
+    _import_openvino()
     yolo = import_quietly("ultralytics").YOLO
     copy = Path(shutil.copyfile(weights, folder / "model.pt"))
     threads = torch.get_num_threads()
     try:
-        # OpenVINO's converter reports home unless it runs in CI; the exporter sets torch's threads to one core less.
-        with _environment(CI="true"), warnings.catch_warnings():
+        # The exporter sets torch's threads to one core less.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Path(yolo(str(copy)).export(format="openvino", imgsz=list(network_size), batch=1, device="cpu"))
     except (RuntimeError, AssertionError, ImportError) as error:
@@ -362,7 +369,7 @@ def _export(weights: Path, folder: Path, network_size: tuple[int, int]) -> Path:
 
 def _compile(path: Path) -> Any:
     """Compile for the CPU in float32: on its own, OpenVINO takes bfloat16 where the CPU has it."""
-    openvino = importlib.import_module("openvino")
+    openvino = _import_openvino()
     config = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": openvino.Type.f32,

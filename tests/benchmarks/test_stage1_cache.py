@@ -15,6 +15,7 @@ import torch
 from csip import tables
 from csip.config import ClipConfig, ExtractConfig, ModelConfig, RuntimeConfig, ValidateConfig, WalkersConfig
 from csip.data.clips import ClipDataset, ClipRequest, label_of_pid, read_parts
+from csip.data.sampling import restricted_random
 from csip.ingest.benchmarks.importing import import_benchmark
 from csip.models.checkpoints import encoder_digest, load_checkpoint
 from csip.training import optim
@@ -57,10 +58,8 @@ def epoch(network, dataset, cached, optimizer):
 def epoch_on_the_fly(network, dataset, cached, optimizer):
     clips = draw_clips(dataset, cached, np.arange(CLIPS), np.random.default_rng(1))
     rng = np.random.default_rng(1)
-    requests = [
-        ClipRequest(i, tuple(dataset._positions(ClipRequest(i, None, False, 0), rng).tolist()), augment=False, seed=0)
-        for i in range(CLIPS)
-    ]
+    drawn = [restricted_random(len(one), dataset.clip.frames, rng) for one in cached]
+    requests = [ClipRequest(i, tuple(at.tolist()), augment=False, seed=0) for i, at in enumerate(drawn)]
     crops = dataset.make_batch(requests).crops
     with torch.inference_mode():
         v_bar = network.frame_features(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).mean(dim=1)

@@ -247,3 +247,21 @@ def test_a_stage_without_epochs_writes_no_curves(given, out, tiny_snapshot, untr
 
     run_stage(cache_features(out, untrained, tiny_snapshot, tiny.runtime), out, "cache_features", lambda _: None)
     assert not (Path(out.store) / "tensorboard").exists()
+
+
+def test_processes_forked_from_a_stage_end_when_they_are_told_to():
+    # OpenVINO forked one, told it to end, and waited for ever: it had the stage's own way of being told.
+    script = """
+import multiprocessing, threading, time
+from flows.child import _listen
+stop = threading.Event()
+_listen(stop)
+forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+forked.start()
+time.sleep(0.5)
+forked.terminate()
+forked.join(20)
+print(forked.exitcode, stop.is_set())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [str(-signal.SIGTERM), "False"]

@@ -400,3 +400,14 @@ def test_the_whole_video_gives_long_tracklets():
     for tracklet in result.tracklets:
         for index, box in zip(tracklet.frame_index.tolist(), tracklet.boxes, strict=True):
             assert (boxes[index].boxes == box).all(axis=1).any()
+
+
+def test_openvino_comes_without_the_part_that_reports_home():
+    script = """
+from csip.ingest.pose import _import_openvino
+_import_openvino()
+from openvino.tools.ovc import telemetry_utils
+print(telemetry_utils.tm.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
