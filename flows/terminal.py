@@ -39,11 +39,11 @@ def progress_bars(*, quiet: bool) -> Iterator[None]:
         return
     bars = Progress(
         TextColumn("{task.description}", table_column=Column(min_width=22, no_wrap=True)),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(table_column=Column(min_width=7, no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
         TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=ERR,
         refresh_per_second=4,
