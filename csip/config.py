@@ -53,9 +53,10 @@ class RuntimeConfig:
         encode_batch: crops an image-encoder call outside training.
         decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files.
         workers: processes that read and augment training clips, for each training process; 0 does it in that one.
-        processes: training processes on this machine, one a device; a batch is shared among them.
+        processes: training processes on this machine, one a device; a batch is shared among them. With dropout on,
+            each draws its own masks, so that another number of them gives other (equally good) weights.
         threads: of a stage's process on the CPU; 0 leaves it to the libraries, which take every core.
-        compile: let torch.compile translate the network before it is trained.
+        compile: let torch.compile translate the network that stage 2 trains.
         save_seconds: a training writes down where it is this often, to be taken up from there.
         stop_seconds: how long a stage may take to write down where it is when it is told to stop.
         video_batch_seconds: short videos share one process until they add up to this many seconds.
@@ -417,7 +418,7 @@ class ValidateConfig:
 
     Attributes:
         select: "last"; "validation": the epoch with the best mAP among people held out of training; "test": the best
-            on the test set itself, which flatters every figure and is marked so wherever it is shown.
+            on the test set itself, which flatters every figure; the checkpoint's header says so.
         fraction: share of the training people held out for "validation", drawn from the seed.
         every: epochs from one look to the next; the last epoch is always looked at.
     """

@@ -108,8 +108,9 @@ def ablate(
     built = _build((f"{experiment.dataset}:",), "", experiment, store, quiet=as_json)
     begun = tables.now()
     flow = ablate_csip.with_options(task_runner=ThreadPoolTaskRunner(max_workers=parallel))  # type: ignore[arg-type]
+    chosen = tuple(range(experiment.seed, experiment.seed + seeds))
     with _watched(quiet=as_json):
-        done: tuple[Ablated, ...] = flow(built["snapshot"], store, experiment, tuple(range(seeds)), rows)
+        done: tuple[Ablated, ...] = flow(built["snapshot"], store, experiment, chosen, rows)
     told = {
         "snapshot": built["snapshot"],
         "store": store,

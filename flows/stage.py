@@ -53,6 +53,8 @@ ENVIRONMENT = {
 }
 """What a stage's process has in its environment, where the user did not set it otherwise."""
 
+_RANKS = {"WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -225,6 +227,8 @@ def _start(request: str, folder: Path, together: int, cores: int) -> subprocess.
     """Start one process that finds its request on standard input, or torchrun, whose processes find it in a file."""
     # Code comes from where this process has it, not from whatever folder the user stands in.
     paths = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONSAFEPATH": "1"}
+    # A scheduler's account of its own processes is none of ours.
+    inherited = {name: value for name, value in os.environ.items() if name not in _RANKS}
     threads = {"OMP_NUM_THREADS": str(cores)} if cores else {}
     command = [sys.executable, "-m", "flows.child"]
     if together > 1:
@@ -241,7 +245,7 @@ def _start(request: str, folder: Path, together: int, cores: int) -> subprocess.
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=ENVIRONMENT | os.environ | threads | paths,
+        env=ENVIRONMENT | inherited | threads | paths,
     )
     if together == 1:
         # A child that died as it started reads nothing; its last words say why.

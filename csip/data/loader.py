@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,6 +38,7 @@ class ClipLoader:
             collate_fn=_as_it_is,
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
         )
         self._turn = 0
 
@@ -155,6 +157,11 @@ def _tells_of_a_death(error: Exception) -> bool:
     """Tell a worker's death from an error that it met: the loader's word, or a connection that broke in an answer."""
     broke = isinstance(error, EOFError | ConnectionError) and not str(error).startswith("Caught ")
     return broke or "DataLoader worker (pid" in str(error)
+
+
+def _leave_ctrl_c_to_the_parent(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training saves first and ends its workers then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -59,6 +59,11 @@ def stage1(
             f"Stage 1 pairs skeletons with pictures; found {len(usable)} of {len(dataset)} training parts with a valid "
             f"skeleton, expected at least {least}. Lower clip.joint_confidence or clip.min_joints, or add video."
         )
+    if config.batch_clips < ranks.size():
+        raise ValueError(
+            f"stage1.batch_clips={config.batch_clips} cannot be shared by {ranks.size()} processes: expected a clip "
+            "for each at least. Lower runtime.processes."
+        )
     encoder = network.skeleton_encoder.train()
     optimizer = optim.Adam(
         list(encoder.parameters()),

@@ -193,7 +193,7 @@ class Training:
             raise CheckpointError(
                 f"{self.stage}: the state of the training that was left cannot be read ({error}). {advice}"
             ) from error
-        if header["source"] != self._source:
+        if header.get("source") != self._source:
             _LOG.warning("%s: the code has changed since the training was left; it starts over.", self.stage)
             return False
         now = json.loads(json.dumps(to_plain(self._pins)))
