@@ -132,10 +132,9 @@ def main() -> int:
             records.write(json.dumps(to_plain(record)) + "\n")
             records.flush()
 
-    name = request["function"].rpartition(":")[2]
+    module, _, name = request["function"].rpartition(":")
     try:
         with ranks.joined():
-            module, _, _ = request["function"].rpartition(":")
             out: Output = from_plain(Output, request["out"])
             stage = call(getattr(import_module(module), name), request["arguments"] | {"out": request["out"]})
             outcome = run_stage(stage, out, name, tell, stop.is_set)

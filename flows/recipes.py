@@ -15,6 +15,21 @@ from csip.config import (
     Stage2Config,
 )
 
+_SMALL = ModelConfig(
+    image_encoder="vit_tiny_patch16_224",
+    image_weights="none",
+    image_depth=4,
+    image_width=128,
+    image_heads=4,
+    width=128,
+    joint_layers=3,
+    joint_heads=4,
+    joint_dropout=0.1,
+    prototype_heads=4,
+    temporal_heads=4,
+)
+"""A network that two CPU cores train from scratch in minutes."""
+
 
 def demo() -> Experiment:
     """Make the small experiment of `csip demo`: a small ViT from scratch, minutes on two cores."""
@@ -23,20 +38,7 @@ def demo() -> Experiment:
         dataset="demo",
         detect=DetectConfig(image_size=960),
         clip=ClipConfig(frames=4, height=128, width=64),
-        model=ModelConfig(
-            image_encoder="vit_tiny_patch16_224",
-            image_weights="none",
-            image_depth=4,
-            image_width=128,
-            image_heads=4,
-            width=128,
-            camera_embedding=True,
-            joint_layers=3,
-            joint_heads=4,
-            joint_dropout=0.1,
-            prototype_heads=4,
-            temporal_heads=4,
-        ),
+        model=_SMALL,
         pretrain=PretrainConfig(epochs=50, learning_rate=1e-3, triplet_weight=0.01),
         stage1=Stage1Config(epochs=40, batch_clips=32, learning_rate=1e-3),
         stage2=Stage2Config(epochs=20, learning_rate=2e-4, head_factor=3.0, warmup_epochs=2, milestones=(13, 18)),
@@ -81,19 +83,7 @@ def walkers() -> Experiment:
         name="walkers",
         dataset="walkers",
         clip=ClipConfig(frames=4, height=128, width=64),
-        model=ModelConfig(
-            image_encoder="vit_tiny_patch16_224",
-            image_weights="none",
-            image_depth=4,
-            image_width=128,
-            image_heads=4,
-            width=128,
-            joint_layers=3,
-            joint_heads=4,
-            joint_dropout=0.1,
-            prototype_heads=4,
-            temporal_heads=4,
-        ),
+        model=_SMALL,
         pretrain=PretrainConfig(epochs=25, learning_rate=1e-3, triplet_weight=0.01),
         stage1=Stage1Config(epochs=40, batch_clips=16, learning_rate=1e-3),
         stage2=Stage2Config(epochs=30, learning_rate=4e-4, head_factor=3.0, warmup_epochs=3, milestones=(20, 27)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 
@@ -28,7 +28,5 @@ def summarise(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, d
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    n = len(values)
-    mean = math.fsum(values) / n
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1) if n > 1 else 0.0
-    return {"mean": mean, "std": math.sqrt(variance), "n": float(n)}
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": std, "n": float(len(values))}

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from csip import ranks
 from csip.config import ClipConfig, ModelConfig, PretrainConfig, RuntimeConfig, ValidateConfig, to_plain
 from csip.data.clips import (
     identity_requests,
@@ -100,7 +99,8 @@ def pretrain_visual(
         trained,
         optimizer,
         decides=[checkpoint.sha256, snapshot.name, config, seed],
-        pins={"tables": dict(snapshot.tables), "processes": ranks.size()},
+        snapshot=snapshot,
+        pins={},
         source=source_digest(__name__),
         save_seconds=runtime.save_seconds,
     )
@@ -132,13 +132,6 @@ def pretrain_visual(
             last_rate = optim.pretrain_rate((epoch - 1 / len(plan)) / config.epochs, config)
             yield training.finish_epoch(learning_rate=last_rate)
     training.save()  # what comes after the last step need not be done again, nor the steps before
-    child = CheckpointHeader(
-        header.spec,
-        "pretrain_visual",
-        checkpoint.sha256,
-        to_plain(config),
-        epoch=training.at.epoch - 1,
-        metrics=training.figures(),
-    )
+    child = training.header(header.spec, checkpoint, config)
     ref = save_checkpoint(network, child, Path(out.store) / "checkpoints")
     return Outcome(ref, {"parts": len(dataset), **training.at.counts}, leftovers=(str(training.path),))

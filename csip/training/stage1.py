@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from csip import ranks
-from csip.config import RuntimeConfig, Stage1Config, to_plain
+from csip.config import RuntimeConfig, Stage1Config
 from csip.data import sampling
 from csip.data.clips import ClipDataset
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
 from csip.lineage import source_digest
-from csip.models.checkpoints import CheckpointHeader, encoder_digest, load_checkpoint, save_checkpoint
+from csip.models.checkpoints import encoder_digest, load_checkpoint, save_checkpoint
 from csip.training import loop, optim
 from csip.training.features import read_features
 from csip.training.losses import contrastive_pair
@@ -79,7 +79,8 @@ def stage1(
         encoder,
         optimizer,
         decides=[checkpoint.sha256, snapshot.name, config, seed],
-        pins={"features": features.version, "tables": dict(snapshot.tables), "processes": ranks.size()},
+        snapshot=snapshot,
+        pins={"features": features.version},
         source=source_digest(__name__),
         save_seconds=runtime.save_seconds,
     )
@@ -120,14 +121,7 @@ def stage1(
                 yield training.heartbeat()
             yield training.finish_epoch(learning_rate=rate)
     training.save()  # what comes after the last step need not be done again, nor the steps before
-    child = CheckpointHeader(
-        header.spec,
-        "stage1",
-        checkpoint.sha256,
-        to_plain(config),
-        epoch=training.at.epoch - 1,
-        metrics=training.figures(),
-    )
+    child = training.header(header.spec, checkpoint, config)
     ref = save_checkpoint(network, child, Path(out.store) / "checkpoints")
     missing = {"parts": len(usable), "parts_without_skeleton": len(dataset) - len(usable)}
     return Outcome(ref, missing | training.at.counts, leftovers=(str(training.path),))

@@ -75,7 +75,8 @@ def stage2(
         network,
         optimizer,
         decides=[checkpoint.sha256, snapshot.name, config, validate, seed],
-        pins={"features": features.version, "tables": dict(snapshot.tables), "processes": ranks.size()},
+        snapshot=snapshot,
+        pins={"features": features.version},
         source=source_digest(__name__),
         save_seconds=runtime.save_seconds,
     )
@@ -89,11 +90,6 @@ def stage2(
         training.at.counts["people_without_skeleton"] = absent
     validation = Validation(snapshot, spec, validate, runtime, device)
     folder = Path(out.store) / "checkpoints"
-
-    def child() -> CheckpointHeader:
-        done, written = training.at.epoch - 1, to_plain([config, validate])
-        return CheckpointHeader(spec, "stage2", checkpoint.sha256, written, epoch=done, metrics=training.figures())
-
     compiled = loop.compiled(network, runtime)
     with training, ClipLoader(dataset, runtime.workers) as loader:
         while (epoch := training.at.epoch) <= config.epochs:
@@ -126,10 +122,11 @@ def stage2(
                 yield training.heartbeat()
             looked = validation.look(network, epoch, config.epochs)
             told = training.finish_epoch(learning_rate=config.learning_rate * factor, **looked)
-            _keep(training, network, child(), folder, config.keep_every, validation.best_epoch(training.at.history))
+            child = training.header(spec, checkpoint, [config, validate])
+            _keep(training, network, child, folder, config.keep_every, validation.best_epoch(training.at.history))
             yield told
     training.save()  # what comes after the last step need not be done again, nor the steps before
-    ref = save_checkpoint(network, child(), folder)
+    ref = save_checkpoint(network, training.header(spec, checkpoint, [config, validate]), folder)
     chosen = validation.best_epoch(training.at.history)
     kept = {str(epoch): one["sha256"] for epoch, one in training.at.kept.items()}
     counts: dict[str, Any] = {

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from csip import ranks
 from csip.config import digest, from_plain, to_plain
 from csip.errors import CheckpointError
-from csip.models.checkpoints import write_whole
+from csip.models.checkpoints import CheckpointHeader, ModelSpec, write_whole
 from csip.training.optim import Adam
-from csip.types import Output, Progress
+from csip.types import CheckpointRef, Output, Progress, Snapshot
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "csip-training-1"
@@ -69,7 +69,9 @@ class Training:
         network: trained in place.
         optimizer: of its parameters.
         decides: what the training's name follows from: another value is another training.
-        pins: what must not have changed since the state was written; compared when it is read.
+        snapshot: what it trains on.
+        pins: what must not have changed since the state was written, beside the snapshot's tables and the number of
+            processes; compared when it is read.
         source: digest of the stage's code; a state that other code wrote is not gone on from.
         save_seconds: from one save to the next.
 
@@ -86,6 +88,7 @@ class Training:
         optimizer: Adam,
         *,
         decides: Any,
+        snapshot: Snapshot,
         pins: Mapping[str, Any],
         source: str,
         save_seconds: float,
@@ -93,7 +96,8 @@ class Training:
         self.at = Position()
         self.stage, self.epochs = stage, epochs
         self._network, self._optimizer = network, optimizer
-        self._pins, self._source = dict(pins), source
+        self._pins = {"tables": dict(snapshot.tables), "processes": ranks.size(), **pins}
+        self._source = source
         self._every, self._saved = save_seconds, time.monotonic()
         self._begun, self._clips_before = time.monotonic(), 0
         self.path = Path(out.store) / "checkpoints" / f"{stage}-{digest(stage, decides)[:16]}.state"
@@ -162,10 +166,19 @@ class Training:
         self._clips_before, self._begun = 0, time.monotonic()
         return Progress(self.stage, at.epoch - 1, self.epochs, "epochs", at.history[-1])
 
-    def figures(self) -> dict[str, float]:
-        """Give what the last epoch came to, without what depends on the machine: a checkpoint's own account."""
+    def header(self, spec: ModelSpec, parent: CheckpointRef, config: Any) -> CheckpointHeader:
+        """Say what a checkpoint of the network as it is now is; nothing in it depends on the machine.
+
+        Args:
+            spec: of the network.
+            parent: what it was trained from.
+            config: the sections the stage read.
+        """
         last = self.at.history[-1] if self.at.history else {}
-        return {name: value for name, value in last.items() if name != "clips_per_second"}
+        figures = {name: value for name, value in last.items() if name != "clips_per_second"}
+        return CheckpointHeader(
+            spec, self.stage, parent.sha256, to_plain(config), epoch=self.at.epoch - 1, metrics=figures
+        )
 
     def save(self) -> None:
         """Write the state, whole or not at all, in place of the one before; all processes must ask."""

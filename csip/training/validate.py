@@ -12,6 +12,7 @@ from csip.errors import CheckpointError, TooLittleDataError
 from csip.evaluation.embed import embed_parts, known_cameras
 from csip.evaluation.metrics import euclidean_distance, score_ranking
 from csip.evaluation.protocol import rules
+from csip.evaluation.score import Ranking
 from csip.models.checkpoints import ModelSpec
 from csip.models.reid import CsipReID
 from csip.types import Snapshot, TrackletPart
@@ -78,9 +79,9 @@ class Validation:
             self._query, self._gallery = read_parts(snapshot, "query"), read_parts(snapshot, "gallery")
             if self._rule.query_in_gallery:
                 self._gallery = (*self._query, *self._gallery)
-        at = {part.unit: i for i, part in enumerate(dict.fromkeys((*self._query, *self._gallery)))}
-        self._dataset = ClipDataset(snapshot, tuple(dict.fromkeys((*self._query, *self._gallery))), spec.clip)
-        self._rows = [[at[part.unit] for part in side] for side in (self._query, self._gallery)]
+        at = {part: i for i, part in enumerate(dict.fromkeys((*self._query, *self._gallery)))}
+        self._dataset = ClipDataset(snapshot, tuple(at), spec.clip)
+        self._rows = [[at[part] for part in side] for side in (self._query, self._gallery)]
         self._cameras = known_cameras(snapshot, spec)
 
     def look(self, network: CsipReID, epoch: int, epochs: int) -> dict[str, float]:
@@ -95,13 +96,9 @@ class Validation:
         )
         query, gallery = (feature[rows] for rows in self._rows)
         own = np.equal.outer(self._rows[0], self._rows[1])
-        ids = [
-            np.array([getattr(part, name) for part in side], dtype=np.int64)
-            for side in (self._query, self._gallery)
-            for name in ("pid", "camid")
-        ]
+        ranking = Ranking(self._query, self._gallery, euclidean_distance(query, gallery), own)
         same_camera = self._rule.exclude_same_camera
-        scores = score_ranking(euclidean_distance(query, gallery), *ids, exclude_same_camera=same_camera, own=own)
+        scores = score_ranking(ranking.distance, *ranking.ids(), exclude_same_camera=same_camera, own=own)
         return {self.figure: scores.mean_ap, f"{self._config.select}_rank1": scores.rank(1)}
 
     def best_epoch(self, history: Sequence[Mapping[str, float]]) -> int:
