@@ -434,19 +434,24 @@ class ValidateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedConfig:
-    """How a part becomes one embedding.
+    """How a part becomes one embedding, or several.
 
     Attributes:
         sampling: "restricted" takes the first frame of each of T equal chunks; "dense" averages over every
-            consecutive window of T frames.
+            consecutive window of T frames; "both" does one after the other and reports them side by side.
+        unit: what is ranked: a whole "tracklet" (or part of one), or every "clip" of T consecutive frames of it.
+        clip_stride: frames from the begin of one clip to that of the next; the last clip ends with the tracklet.
         histogram_bins: bins of hue, saturation and value in the colour-histogram baseline.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    sampling: Literal["restricted", "dense"] = "restricted"
+    sampling: Literal["restricted", "dense", "both"] = "restricted"
+    unit: Literal["tracklet", "clip"] = "tracklet"
+    clip_stride: int = 4
     histogram_bins: tuple[int, int, int] = (16, 4, 4)
 
     def __post_init__(self) -> None:
+        _in_range(self, clip_stride=(1, 100_000))
         if min(self.histogram_bins) < 1:
             raise ValueError(f"EmbedConfig.histogram_bins: got {self.histogram_bins}, expected 1 or more each.")
 
@@ -460,14 +465,36 @@ class EvaluateConfig:
             protocol has it; self-labelled video may have one camera only, so there only the query's own part is out.
         query_in_gallery: the queries stand in the gallery too. None: as the protocol has it.
         ranks: the rank-k figures that are reported.
+        rerank: k-reciprocal re-ranking of the distances.
+        rerank_k1: neighbours that may be reciprocal.
+        rerank_k2: neighbours whose encodings are averaged.
+        rerank_weight: of the original distance in the sum with the Jaccard distance (lambda).
+        bootstrap: draws of the queries, with replacement, that the confidence intervals follow from; 0 for none.
+        confidence: share of the draws inside an interval.
+        bootstrap_seed: of the draws.
+        breakdown: report each pair of cameras, and each class of query length, by itself as well.
+        lengths: frames at which one class of query length ends and the next begins.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     exclude_same_camera: bool | None = None
     query_in_gallery: bool | None = None
     ranks: tuple[int, ...] = (1, 5, 10, 20)
+    rerank: bool = False
+    rerank_k1: int = 50
+    rerank_k2: int = 15
+    rerank_weight: float = 0.3
+    bootstrap: int = 1000
+    confidence: float = 0.95
+    bootstrap_seed: int = 0
+    breakdown: bool = True
+    lengths: tuple[int, ...] = (16, 32, 64, 128)
 
     def __post_init__(self) -> None:
+        _in_range(self, rerank_k1=(1, 10_000), rerank_k2=(1, 10_000), rerank_weight=(0, 1))
+        _in_range(self, bootstrap=(0, 1_000_000), confidence=(0.01, 0.999), bootstrap_seed=(0, 2**63 - 1))
+        if list(self.lengths) != sorted(set(self.lengths)) or min(self.lengths, default=1) < 1:
+            raise ValueError(f"EvaluateConfig.lengths: got {self.lengths}, expected ascending positive numbers.")
         if not self.ranks or min(self.ranks) < 1:
             raise ValueError(f"EvaluateConfig.ranks: got {self.ranks}, expected positive numbers.")
 
@@ -543,8 +570,132 @@ class WalkersConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkConfig:
+    """How a benchmark's folder becomes rows (`csip.ingest.benchmarks`).
+
+    Attributes:
+        skeletons: where the crops' skeletons come from: "files" beside the pictures; "pose", the model of
+            `detect.weights` on the crops; "none" for those who only evaluate; "auto" takes the files where their folder
+            is there, else the pose model.
+        skeleton_folder: name of the folder of side-car files, below the data set's root.
+        pose_height: pixels of what the pose model sees of a crop; crops are enlarged or shrunk to fit.
+        pose_width: the same across.
+        pose_margin: share of that height and width which stays free around a crop, room for joints that the crop cuts
+            off.
+        pose_confidence: lowest score of a person that a crop's skeleton is taken from.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    skeletons: Literal["auto", "files", "pose", "none"] = "auto"
+    skeleton_folder: str = "skeleton_3d_hmr2.0"
+    pose_height: int = 256
+    pose_width: int = 128
+    pose_margin: float = 0.1
+    pose_confidence: float = 0.1
+
+    def __post_init__(self) -> None:
+        _in_range(self, pose_height=(32, 4096), pose_width=(32, 4096), pose_confidence=(0, 1), pose_margin=(0, 0.9))
+        if self.skeleton_folder in ("", ".", "..") or "/" in self.skeleton_folder or "\\" in self.skeleton_folder:
+            raise ValueError(
+                f"BenchmarkConfig.skeleton_folder: got {self.skeleton_folder!r}, expected the name of one folder."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What of a snapshot is trained on and scored.
+
+    Attributes:
+        protocol: a name in `csip.protocols.PROTOCOLS`; "all": one after the other; empty: the snapshot's only one.
+        split: number of the split; "all": one training for each; empty: the protocol's only one.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    protocol: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkeletonConfig:
+    """Skeleton-only re-identification (BIWI, IAS; datasets.md sections 7 to 10).
+
+    Attributes:
+        encoder: "csip" is the skeleton encoder of `model`; "transg" is TranSG's, of the `transg_` numbers here.
+        initial: a checkpoint whose skeleton encoder is where training starts, such as stage 1's; empty: from scratch.
+        seeds: trainings, from `seed` on; their mean and deviation are reported.
+        frames: f, skeletons a window.
+        epochs: passes over the balanced training windows.
+        batch_windows: windows a batch.
+        learning_rate: of Adam, constant.
+        weight_decay: Adam's coupled L2.
+        sequence_temperature: of the contrast between a window's feature and the prototypes (t1).
+        frame_temperature: of the contrast between single frames' features and the prototypes (t2).
+        sequence_share: of the sequence level in the prototype loss; the frame level has the rest (alpha).
+        structure_share: of structure in the reconstruction; trajectory has the rest (beta).
+        prototype_share: of the prototype loss; the reconstruction has the rest (lambda).
+        masked_joints: joints of a frame that structure reconstruction does not see (a).
+        masked_frames: frames of a window that trajectory reconstruction does not see (b).
+        transg_width: H of TranSG's encoder.
+        transg_layers: its rounds of attention.
+        transg_heads: its attention heads.
+        transg_dropout: its dropout.
+        drop_last: leave the last partial batch of an epoch out, as published.
+        shuffle_once: the same batches in every epoch, as published.
+        reconstruction_over_batch: divide the reconstruction loss once more by the batch's size, as published.
+        bn_frozen_stats: never update batch norm's statistics, as published: mean 0 and variance 1 stay.
+        drop_last_eval: leave the last partial batch out of probe and gallery, as published.
+        select_on_probe: report the epoch with the best rank-1 on the probes themselves, as published.
+        patience: with `select_on_probe`, stop after this many epochs without a better one.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    encoder: Literal["csip", "transg"] = "csip"
+    initial: str = ""
+    seeds: int = 3
+    frames: int = 6
+    epochs: int = 200
+    batch_windows: int = 256
+    learning_rate: float = 3.5e-4
+    weight_decay: float = 0.0
+    sequence_temperature: float = 0.07
+    frame_temperature: float = 14.0
+    sequence_share: float = 0.5
+    structure_share: float = 0.5
+    prototype_share: float = 0.5
+    masked_joints: int = 10
+    masked_frames: int = 2
+    transg_width: int = 128
+    transg_layers: int = 2
+    transg_heads: int = 8
+    transg_dropout: float = 0.5
+    drop_last: bool = False
+    shuffle_once: bool = False
+    reconstruction_over_batch: bool = False
+    bn_frozen_stats: bool = False
+    drop_last_eval: bool = False
+    select_on_probe: bool = False
+    patience: int = 120
+
+    def __post_init__(self) -> None:
+        _in_range(self, seeds=(1, 1000), frames=(2, 1000), epochs=(1, 1_000_000), batch_windows=(2, 1_000_000))
+        _in_range(self, learning_rate=(0, 10), weight_decay=(0, 10), sequence_temperature=(1e-6, 1e6))
+        _in_range(self, frame_temperature=(1e-6, 1e6), sequence_share=(0, 1), structure_share=(0, 1))
+        _in_range(self, prototype_share=(0, 1), masked_joints=(0, 1000), masked_frames=(0, 1000), patience=(1, 10**6))
+        _in_range(self, transg_width=(1, 65536), transg_layers=(1, 1000), transg_dropout=(0, 0.999))
+        if self.transg_heads < 1 or self.transg_width % self.transg_heads:
+            raise ValueError(
+                f"SkeletonConfig.transg_heads: got {self.transg_heads}, expected a divisor of "
+                f"transg_width={self.transg_width}."
+            )
+        if self.masked_frames >= self.frames:
+            raise ValueError(
+                f"SkeletonConfig.masked_frames: got {self.masked_frames} of {self.frames} frames, expected fewer."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractConfig:
-    """What `build-skeletons` needs: everything that changes the rows of a snapshot of video.
+    """What `build-skeletons` needs: everything that changes the rows of a snapshot.
 
     Attributes:
         dataset: the name that snapshots and their splits carry.
@@ -552,6 +703,7 @@ class ExtractConfig:
         track: tracklets and crops.
         split: the protocol of unlabelled video.
         walkers: the synthetic benchmark, for the source `walkers:`.
+        benchmark: benchmarks' folders, and where their skeletons come from.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -560,6 +712,7 @@ class ExtractConfig:
     track: TrackConfig = field(default_factory=TrackConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     walkers: WalkersConfig = field(default_factory=WalkersConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:
         if not self.dataset.replace("-", "").replace("_", "").isalnum():
@@ -581,12 +734,15 @@ class Experiment:
         track: tracklets and crops.
         split: the protocol of unlabelled video.
         walkers: the synthetic benchmark.
+        benchmark: benchmarks' folders to rows.
+        data: what of a snapshot is trained on and scored.
         clip: snapshot to clips.
         model: the network.
         pretrain: visual pretraining of encoders trained from scratch.
         stage1: contrastive skeleton-image pretraining.
         stage2: prototype-guided fine-tuning.
         validate: which epoch of stage 2 is reported.
+        skeleton: skeleton-only re-identification, in place of the stages above.
         embed: parts to embeddings.
         evaluate: embeddings to scores.
         report: scores to a page.
@@ -601,12 +757,15 @@ class Experiment:
     track: TrackConfig = field(default_factory=TrackConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     walkers: WalkersConfig = field(default_factory=WalkersConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
+    skeleton: SkeletonConfig = field(default_factory=SkeletonConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -619,7 +778,12 @@ class Experiment:
     def extract(self) -> ExtractConfig:
         """The sections that `build-skeletons` needs."""
         return ExtractConfig(
-            dataset=self.dataset, detect=self.detect, track=self.track, split=self.split, walkers=self.walkers
+            dataset=self.dataset,
+            detect=self.detect,
+            track=self.track,
+            split=self.split,
+            walkers=self.walkers,
+            benchmark=self.benchmark,
         )
 
 

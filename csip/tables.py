@@ -36,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 # nearly every crop would be a read of its own, at some 15 microseconds each.
 _READ_ACROSS = 65_536
 
+_ATTEMPTS = 20
+
 
 def table_uri(store: str, name: str) -> str:
     """Say where a store keeps a table."""
@@ -243,6 +245,34 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
             f"{dataset.version}; free space or mend the permissions and run the same command again."
         ) from error
     return TableRef(dataset.uri, dataset.version)
+
+
+def describe(store: str, name: str, facts: Mapping[str, str]) -> None:
+    """Say something about a table in its own metadata, in one commit; none is made where it says so already.
+
+    Raises:
+        StoreError: the commit failed.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        dataset = lance.dataset(current(store, name).uri)
+        known = dataset.metadata
+        new: dict[str, str | None] = {key: value for key, value in facts.items() if known.get(key) != value}
+        if not new:
+            return
+        try:
+            dataset.update_metadata(new)
+        except (OSError, CommitConflictError) as error:
+            # Lance does not join two writers' metadata, as it does their rows: look again what the other one said.
+            if attempt == _ATTEMPTS:
+                raise StoreError(
+                    f"{dataset.uri}: {sorted(new)} could not be written into its metadata ({error}). Free space or "
+                    "mend the permissions, and run the same command again."
+                ) from error
+
+
+def described(ref: TableRef) -> dict[str, str]:
+    """Read what `describe` had said of a table at a pinned version."""
+    return dict(_open(ref).metadata)
 
 
 def delete(store: str, name: str, where: str) -> None:

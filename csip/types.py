@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +53,16 @@ class Snapshot:
         store: the store's folder.
         tables: table name -> version.
         digest: of what decides its rows: videos, cameras, settings and the protocol's code.
+        protocol: whose rows of `splits` are meant; empty: its only one.
+        split: which of that protocol's splits; empty: its only one.
     """
 
     name: str
     store: str
     tables: Mapping[str, int]
     digest: str
+    protocol: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +140,16 @@ class EmbeddingsRef:
         encoder_digest: the rows with this digest.
         encoder: what results call it: "trained", "untrained", "hsv-histogram".
         checkpoint_sha: of the checkpoint; empty for a baseline without one.
+        unit: what one embedding is of: a whole "part", or one of the "clips" that it was cut into.
+        words: the same for people, and which frames it was made from.
     """
 
     table: TableRef
     encoder_digest: str
     encoder: str
     checkpoint_sha: str
+    unit: Literal["part", "clips"] = "part"
+    words: str = "whole tracklets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,39 +361,22 @@ class ClipBatch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Embeddings:
-    """What is ranked: one L2-normalised vector a part.
-
-    Attributes:
-        feature: (N, E) float32, each row of length 1.
-        parts: the N parts, in the same order.
-    """
-
-    feature: FloatArray
-    parts: tuple[TrackletPart, ...]
-
-    def __post_init__(self) -> None:
-        _expect_shape("Embeddings.feature", self.feature, (len(self.parts), None))
-        length = np.linalg.norm(self.feature, axis=1)
-        _expect(
-            bool(np.allclose(length, 1.0, atol=1e-4)),
-            f"Embeddings.feature: got lengths {length.min(initial=1):.4f} to {length.max(initial=1):.4f}, expected 1.",
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """The result of ranking.
 
     Attributes:
         cmc: (R,) float64, cmc[k - 1] is the share of valid queries with a match among the first k.
-        mean_ap: mean average precision over the valid queries.
+        mean_ap: mean average precision over the valid queries, step form.
+        mean_ap_trapezoidal: the same by the trapezoidal form of MARS's official evaluation (datasets.md 1.1, 6).
+        mean_inp: mean inverse negative penalty over the valid queries: matches over the rank of the last one.
         num_queries: all queries that were asked.
         num_valid_queries: those with at least one possible match; only they count.
     """
 
     cmc: npt.NDArray[np.float64]
     mean_ap: float
+    mean_ap_trapezoidal: float
+    mean_inp: float
     num_queries: int
     num_valid_queries: int
 

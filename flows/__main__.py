@@ -59,7 +59,10 @@ def make_parser() -> argparse.ArgumentParser:
     with_set(demo)
 
     build = command("build-skeletons", _build, "Videos to a published snapshot of tracklets, crops and skeletons.")
-    sources = "a video, a folder of videos, or a .csv manifest; or one benchmark: walkers:"
+    sources = (
+        "a video, a folder of videos, or a .csv manifest; or one benchmark: mars:FOLDER, lsvid:FOLDER, ilids:FOLDER, "
+        "biwi:FOLDER, ias:FOLDER, labelled:PATH (one's own, see README), walkers:"
+    )
     build.add_argument("source", nargs="+", metavar="SOURCE", help=sources)
     build.add_argument("--camera", default="", metavar="NAME", help="the one camera that took all of them")
     build.add_argument(
@@ -67,6 +70,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     with_store(build)
     with_set(build)
+
+    check = command("check", _check, "Look whether a source can be built from, and what is in it; nothing is written.")
+    check.add_argument("source", nargs="+", metavar="SOURCE", help="as for build-skeletons")
+    check.add_argument("--recipe", default="", metavar="NAME", help="as for build-skeletons")
+    with_set(check)
 
     train = command("train-csip", _train, "A snapshot to a trained network, its scores and a report.")
     train.add_argument("recipe", metavar="RECIPE")
@@ -80,6 +88,17 @@ def make_parser() -> argparse.ArgumentParser:
     with_store(evaluate)
     with_set(evaluate)
 
+    score = command("score", _score, "A file of distances and identities, of any model, to scores.")
+    score.add_argument("file", metavar="FILE", help="an .npz file as `csip export` writes it, see README")
+    score.add_argument("--protocol", default="", metavar="NAME", help="whose rules hold (default: as the file says)")
+    with_set(score)
+
+    export = command("export", _export, "A result's distances and identities to a file that anybody can score.")
+    export.add_argument("result", metavar="RUN", help="of an evaluation")
+    export.add_argument("file", metavar="FILE", help="the .npz file to write")
+    export.add_argument("--encoder", default="trained", metavar="NAME", help="whose (default: %(default)s)")
+    with_store(export)
+
     ablate = command("ablate", _ablate, "Train with and without each part of the method, over several seeds.")
     ablate.add_argument("recipe", metavar="RECIPE", help="one whose benchmark is made here: walkers")
     ablate.add_argument("--seeds", type=_positive, default=3, metavar="N", help="trainings a row (default: 3)")
@@ -91,6 +110,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     published = command("import-checkpoint", _import, "A checkpoint of the published implementation to one of ours.")
     published.add_argument("file", metavar="FILE", help="a .pth or .pt file of tensors; code in it is not run")
+    text = "the benchmark it was trained on: mars, lsvid or ilids; its cameras are then known there"
+    published.add_argument("--dataset", default="", choices=("", "mars", "lsvid", "ilids"), metavar="NAME", help=text)
     with_store(published)
 
     config = command("config", _config, "Print every number of a recipe and where it comes from.")
@@ -130,13 +151,26 @@ def _demo(args: argparse.Namespace) -> None:
     commands.demo(experiment, str(Path(args.out).resolve()), as_json=args.json)
 
 
-def _build(args: argparse.Namespace) -> None:
-    from csip.ingest.benchmarks.importing import benchmark_name
+def _build_recipe(args: argparse.Namespace) -> Any:
+    """Take the recipe that was named, else that of the benchmark, else that of one's own data."""
+    from flows.recipes import RECIPES
 
-    experiment = _recipe(args.recipe or benchmark_name(args.source[0]) or "video", args.set)
+    kind = args.source[0].partition(":")[0]
+    return _recipe(args.recipe or (kind if kind in RECIPES and ":" in args.source[0] else "video"), args.set)
+
+
+def _build(args: argparse.Namespace) -> None:
+    experiment = _build_recipe(args)
     from flows import commands
 
     commands.build(tuple(args.source), args.camera, experiment, _absolute(args.store), as_json=args.json)
+
+
+def _check(args: argparse.Namespace) -> None:
+    experiment = _build_recipe(args)
+    from flows import commands
+
+    commands.check(tuple(args.source), experiment, as_json=args.json)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -151,6 +185,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     from flows import commands
 
     commands.evaluate(Path(args.checkpoint), args.snapshot, experiment, _absolute(args.store), as_json=args.json)
+
+
+def _score(args: argparse.Namespace) -> None:
+    experiment = _recipe("video", args.set)
+    from flows import commands
+
+    commands.score(Path(args.file), args.protocol, experiment, as_json=args.json)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from flows import commands
+
+    commands.export(args.result, args.encoder, Path(args.file).resolve(), _absolute(args.store), as_json=args.json)
 
 
 def _ablate(args: argparse.Namespace) -> None:
@@ -183,7 +230,7 @@ def _import(args: argparse.Namespace) -> None:
     store = _absolute(args.store)
     from flows import commands
 
-    commands.import_published(Path(args.file).resolve(), store, as_json=args.json)
+    commands.import_published(Path(args.file).resolve(), store, args.dataset, as_json=args.json)
 
 
 def _config(args: argparse.Namespace) -> None:

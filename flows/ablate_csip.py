@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow
 
 from csip.config import Experiment, PrototypeChoice
+from csip.data.clips import choose_splits
 from csip.evaluation.retrieval import retrieve
 from csip.tables import open_snapshot
 from csip.types import ResultsRef, Snapshot
@@ -85,7 +86,7 @@ def ablate_csip(
         seeds: one training of every row each.
         rows: letters of `ROWS`.
     """
-    data = open_snapshot(store, snapshot)
+    (data,) = choose_splits(open_snapshot(store, snapshot), experiment.data)
     return _finish(_submit([_Shared(store, data, replace(experiment, seed=seed)) for seed in seeds], rows))
 
 
@@ -155,7 +156,9 @@ class _Shared:
         """Wait for all of it and score it; what failed first says why."""
         for future in self.submitted:
             future.result()
-        scores = evaluate_task(self.store, tuple(f.result() for f in self.embedded), self.data, self.e.evaluate)
+        scores = evaluate_task(
+            self.store, tuple(f.result() for f in self.embedded), self.data, self.e.evaluate, self.e.runtime
+        )
         return Ablated(self.e.seed, scores, self.after.result(), self.before.result())
 
     def _submit(self, task: Any, label: str, *given: Any) -> Any:

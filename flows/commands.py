@@ -16,9 +16,13 @@ from rich.text import Text
 
 from csip import tables
 from csip.config import Experiment, to_plain
+from csip.data.clips import choose_splits, read_groups
 from csip.errors import CsipError
-from csip.evaluation.ablation import summarise
+from csip.evaluation.average import STD, summarise
+from csip.evaluation.exchange import export_matrix, score_matrix
+from csip.evaluation.matrix import read_matrix, write_matrix
 from csip.evaluation.protocol import label
+from csip.ingest.check import check_sources
 from csip.lineage import History, flatten
 from csip.models.checkpoints import checkpoint_ref
 from csip.models.published import import_checkpoint
@@ -30,7 +34,9 @@ from flows.ablate_csip import ROWS, Ablated, ablate_csip
 from flows.build_skeletons import build_skeletons
 from flows.child import raised_by
 from flows.evaluate_csip import evaluate_csip
-from flows.train_csip import Trained, train_csip
+from flows.train_csip import Trained, TrainedAll, train_csip
+
+_TRAININGS = ("pretrain_visual", "stage1", "stage2", "train_skeletons")
 
 
 class ServerError(CsipError):
@@ -90,15 +96,21 @@ def train(snapshot: str, experiment: Experiment, store: str, *, as_json: bool) -
 
 def evaluate(checkpoint: Path, snapshot: str, experiment: Experiment, store: str, *, as_json: bool) -> None:
     """Run the flow "evaluate-csip"."""
-    ref, begun = checkpoint_ref(checkpoint.resolve()), tables.now()
-    tables.open_snapshot(store, snapshot)
+    e, ref, begun = experiment, checkpoint_ref(checkpoint.resolve()), tables.now()
+    choose_splits(tables.open_snapshot(store, snapshot), e.data)
     with _watched(quiet=as_json):
-        results = evaluate_csip(ref, snapshot, store, experiment.embed, experiment.evaluate, experiment.runtime)
-    told = _tell_results(results, store, begun)
+        results = evaluate_csip(ref, snapshot, store, e.data, e.embed, e.evaluate, e.skeleton, e.runtime)
+    told = {
+        "store": store,
+        "evaluated": [_tell_results(one, store) for one in results],
+        **_tell_stages(results, store, begun),
+    }
     if as_json:
         terminal.show_json(told)
-    else:
-        _show_results(told)
+        return
+    _show_stages(told["stages"], told["reused"])
+    for one in told["evaluated"]:
+        _show_results(one)
 
 
 def ablate(
@@ -111,8 +123,10 @@ def ablate(
     chosen = tuple(range(experiment.seed, experiment.seed + seeds))
     with _watched(quiet=as_json):
         done: tuple[Ablated, ...] = flow(built["snapshot"], store, experiment, chosen, rows)
+    groups = read_groups(tables.open_snapshot(store, built["snapshot"]))
     told = {
         "snapshot": built["snapshot"],
+        "groups": list(groups),
         "store": store,
         "seeds": [one.seed for one in done],
         "rows": {row: ROWS[row].text for row in rows},
@@ -142,6 +156,38 @@ def _result_values(results: ResultsRef) -> dict[str, dict[str, float]]:
     return values
 
 
+def check(sources: tuple[str, ...], experiment: Experiment, *, as_json: bool) -> None:
+    """Look at a source and say what is in it, or what is wrong with it."""
+    counts = check_sources(sources, experiment.extract, experiment.runtime)
+    if as_json:
+        terminal.show_json(counts)
+    else:
+        terminal.OUT.print(terminal.facts("Nothing wrong", list(counts.items())))
+
+
+def score(path: Path, protocol: str, experiment: Experiment, *, as_json: bool) -> None:
+    """Score a file of distances and identities."""
+    scored = score_matrix(read_matrix(path), experiment.evaluate, protocol)
+    if as_json:
+        terminal.show_json(to_plain(scored))
+        return
+    terminal.OUT.print(terminal.scores({scored.encoder: scored.figures}, scored.label))
+    terminal.OUT.print(Text(scored.described + "\n", style="dim"))
+
+
+def export(run: str, encoder: str, path: Path, store: str, *, as_json: bool) -> None:
+    """Write an evaluation's distances and identities to a file."""
+    matrix = export_matrix(store, run, encoder)
+    write_matrix(path, matrix)
+    queries, gallery = matrix.distance.shape
+    told = {"file": str(path), "encoder": encoder, "queries": queries, "gallery": gallery}
+    if as_json:
+        terminal.show_json(told)
+        return
+    rows: list[tuple[str, object]] = [*told.items(), ("next", f"csip score {shlex.quote(str(path))}")]
+    terminal.OUT.print(terminal.facts("Exported", rows))
+
+
 def show_config(experiment: Experiment, origins: Mapping[str, str], *, as_json: bool) -> None:
     """Print every number of a recipe, one a line, in the spelling that --set takes, and where it comes from."""
     if as_json:
@@ -156,9 +202,9 @@ def show_config(experiment: Experiment, origins: Mapping[str, str], *, as_json: 
         terminal.OUT.print(Text.assemble(line.ljust(width), (f"  # {origins[name]}", "dim")))
 
 
-def import_published(path: Path, store: str, *, as_json: bool) -> None:
+def import_published(path: Path, store: str, dataset: str, *, as_json: bool) -> None:
     """Write a checkpoint of the published implementation as one of ours."""
-    ref, spec, report = import_checkpoint(path, store)
+    ref, spec, report = import_checkpoint(path, store, dataset)
     if as_json:
         terminal.show_json({"checkpoint": to_plain(ref), "spec": to_plain(spec), "report": to_plain(report)})
         return
@@ -202,35 +248,66 @@ def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store:
 
 def _train(snapshot: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:
     begun = tables.now()
-    tables.open_snapshot(store, snapshot)
+    choose_splits(tables.open_snapshot(store, snapshot), experiment.data)
     with _watched(quiet=quiet):
-        trained: Trained = train_csip(snapshot, store, experiment)
-    told = _tell_results(trained.results, store, begun)
-    return told | {"checkpoint": to_plain(trained.checkpoint), "report": to_plain(trained.report)}
+        done: TrainedAll = train_csip(snapshot, store, experiment)
+    trainings = [
+        _tell_results(one.results, store)
+        | {"checkpoint": to_plain(one.checkpoint), "report": to_plain(one.report), "losses": _losses(store, one)}
+        for one in done.trained
+    ]
+    refs = [one.results for one in done.trained] + ([done.mean] if done.mean else [])
+    mean = _tell_means(done.mean) if done.mean else []
+    return {"store": store, "trained": trainings, "mean": mean, **_tell_stages(refs, store, begun)}
 
 
-def _tell_results(results: ResultsRef, store: str, begun: str) -> dict[str, Any]:
+def _tell_results(results: ResultsRef, store: str) -> dict[str, Any]:
     rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
-    behind = {n.made_by.run_id: n.made_by for n in flatten(History(store).find(results.run_id)) if n.made_by}
-    done = tables.find_runs(store, f"started >= {quote(begun)}")
-    now = {run.run_id for run in done}
-    reused = sorted((run for run in behind.values() if run.run_id not in now), key=lambda run: run.started)
-    training = [run for run in behind.values() if run.stage in ("pretrain_visual", "stage1", "stage2")]
+    described = {row["encoder"]: row["described"] for row in rows}
     return {
         "run_id": results.run_id,
         "store": store,
-        "protocol": rows[0]["described"],
-        "label": label(rows[0]["protocol"]),
+        "protocol": rows[0]["protocol"],
+        "split": rows[0]["split"],
+        "described": described,
+        "label": label(rows[0]["protocol"], rows[0]["split"]),
         "scores": _result_values(results),
-        "losses": _losses(store, sorted(training, key=lambda run: run.started)),
-        "stages": [_stage(run) for run in done],
-        "reused": [_stage(run) for run in reused],
     }
 
 
-def _losses(store: str, runs: Sequence[RunRecord]) -> dict[str, list[float]]:
+def _tell_means(results: ResultsRef) -> list[dict[str, Any]]:
+    """Tell what `average` wrote: for each protocol, encoder -> figure -> mean, std and n."""
+    rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
+    told = []
+    for protocol in dict.fromkeys(row["protocol"] for row in rows):
+        own = {(row["encoder"], row["name"]): row for row in rows if row["protocol"] == protocol}
+        scores: dict[str, dict[str, dict[str, float]]] = {}
+        for (encoder, name), row in own.items():
+            if (encoder, f"{STD}/{name}") in own:
+                spread = {"mean": row["value"], "std": own[encoder, f"{STD}/{name}"]["value"]}
+                scores.setdefault(encoder, {})[name] = spread | {"n": own[encoder, "num_trainings"]["value"]}
+        first = next(iter(own.values()))
+        told.append({"run_id": results.run_id, "protocol": protocol, "described": first["described"], "scores": scores})
+    return told
+
+
+def _tell_stages(refs: Sequence[ResultsRef], store: str, begun: str) -> dict[str, Any]:
+    """Tell what ran since `begun`, and what of an earlier time the results stand on."""
+    history = History(store)
+    nodes = [node for ref in refs for node in flatten(history.find(ref.run_id))]
+    behind = {n.made_by.run_id: n.made_by for n in nodes if n.made_by}
+    done = tables.find_runs(store, f"started >= {quote(begun)}")
+    now = {run.run_id for run in done}
+    reused = sorted((run for run in behind.values() if run.run_id not in now), key=lambda run: run.started)
+    return {"stages": [_stage(run) for run in done], "reused": [_stage(run) for run in reused]}
+
+
+def _losses(store: str, trained: Trained) -> dict[str, list[float]]:
+    """Read the loss of every epoch of the trainings behind a result, by stage."""
+    nodes = flatten(History(store).find(trained.results.run_id))
+    runs = {node.made_by.run_id: node.made_by for node in nodes if node.made_by and node.made_by.stage in _TRAININGS}
     out = {}
-    for run in runs:
+    for run in sorted(runs.values(), key=lambda run: run.started):
         where = f"run_id = {quote(run.run_id)} AND name = 'loss'"
         table = tables.read(tables.current(store, "metrics"), where=where).sort_by("step")
         out[run.stage] = table["value"].to_pylist()
@@ -284,17 +361,24 @@ def _video_rows(counts: Mapping[str, Any], listed: Mapping[str, Any]) -> list[tu
 
 
 def _show_train(told: Mapping[str, Any]) -> None:
-    terminal.OUT.print(terminal.losses(told["losses"]))
-    _show_results(told)
-    rows = [("checkpoint", told["checkpoint"]["path"]), ("report", told["report"]["path"])]
-    rows.append(("lineage", f"csip lineage {told['run_id']} --store {shlex.quote(told['store'])}"))
-    terminal.OUT.print(terminal.facts("Where it lies", rows))
+    _show_stages(told["stages"], told["reused"])
+    for one in told["trained"]:
+        if one["losses"]:
+            terminal.OUT.print(terminal.losses(one["losses"]))
+        _show_results(one)
+        rows = [("checkpoint", one["checkpoint"]["path"]), ("report", one["report"]["path"])]
+        rows.append(("lineage", f"csip lineage {one['run_id']} --store {shlex.quote(told['store'])}"))
+        terminal.OUT.print(terminal.facts("Where it lies", rows))
+    for mean in told["mean"]:
+        terminal.OUT.print(terminal.means(mean["scores"], mean["protocol"]))
+        terminal.OUT.print(Text(mean["described"] + "\n", style="dim"))
 
 
 def _show_results(told: Mapping[str, Any]) -> None:
-    _show_stages(told["stages"], told["reused"])
     terminal.OUT.print(terminal.scores(told["scores"], told["label"]))
-    terminal.OUT.print(Text(told["protocol"] + "\n", style="dim"))
+    # Encoders that were ranked alike are described alike.
+    for text in dict.fromkeys(told["described"].values()):
+        terminal.OUT.print(Text(text + "\n", style="dim"))
 
 
 def _show_stages(done: Sequence[Mapping[str, Any]], reused: Sequence[Mapping[str, Any]]) -> None:

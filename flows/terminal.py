@@ -84,19 +84,54 @@ def facts(title: str, rows: Sequence[tuple[str, object]]) -> RenderableType:
 
 
 def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableType:
-    """Lay out one row an encoder: mAP, rank-k and how many queries counted; lines are never cut to a width.
+    """Lay out one row an encoder: mAP and its interval, mINP, rank-k, and how many queries counted.
+
+    Lines are never cut to a width.
 
     Args:
         values: encoder -> name of a figure -> figure.
         label: what kind of scores these are.
     """
-    names = {name for row in values.values() for name in row if name.startswith("rank-")}
-    shown = ["mean_ap", *sorted(names, key=_rank_number)]
-    rows = [["encoder", *("mAP" if name == "mean_ap" else name for name in shown), "valid queries"]]
+    shown = _figures(values)
+    rows = [["encoder", *map(_heading, shown), "valid queries"]]
     for encoder, row in sorted(values.items(), key=lambda item: -item[1]["mean_ap"]):
-        figures = [f"{100 * row[name]:.1f} %" for name in shown]
+        figures = [_percent(row, name) for name in shown]
         rows.append([encoder, *figures, f"{row['num_valid_queries']:.0f} of {row['num_queries']:.0f}"])
     return Group(Text(f"Scores ({label})", style="bold"), *_columns(rows, left=1), Text(""))
+
+
+def means(values: Mapping[str, Mapping[str, Mapping[str, float]]], label: str) -> RenderableType:
+    """Lay out mean and standard deviation of several trainings, one row an encoder.
+
+    Args:
+        values: encoder -> name of a figure -> its mean, std and n.
+        label: what kind of scores these are.
+    """
+    shown = [name for name in _figures(values) if name != _INTERVAL]
+    rows = [["encoder", *map(_heading, shown), "trainings"]]
+    for encoder, row in sorted(values.items(), key=lambda item: -item[1]["mean_ap"]["mean"]):
+        rows.append([encoder, *(_spread(row.get(name)) for name in shown), f"{row['mean_ap']['n']:.0f}"])
+    return Group(Text(f"Mean of several trainings ({label})", style="bold"), *_columns(rows, left=1), Text(""))
+
+
+_INTERVAL = "low/mean_ap"
+
+
+def _figures(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Choose the figures that a table of scores shows, in its order."""
+    there = {name for row in values.values() for name in row}
+    ranks = sorted((name for name in there if name.startswith("rank-")), key=_rank_number)
+    return [name for name in ("mean_ap", _INTERVAL, "mean_inp") if name in there] + ranks
+
+
+def _heading(name: str) -> str:
+    return {"mean_ap": "mAP", "mean_inp": "mINP", _INTERVAL: "interval"}.get(name, name)
+
+
+def _percent(row: Mapping[str, float], name: str) -> str:
+    if name == _INTERVAL and name in row:
+        return f"{100 * row[name]:.1f}..{100 * row['high/mean_ap']:.1f}"
+    return f"{100 * row[name]:.1f} %" if name in row else ""
 
 
 def _rank_number(name: str) -> int:
@@ -111,8 +146,7 @@ def ablation(told: Mapping[str, Any]) -> RenderableType:
     """
     values = told["scores"]
     figures = ["mean_ap", "rank-1"]
-    groups = sorted({name.partition("/")[0] for row in values.values() for name in row if "/" in name})
-    shown = figures + [f"{group}/{figure}" for group in groups for figure in figures]
+    shown = figures + [f"{group}/{figure}" for group in told["groups"] for figure in figures]
     head = ["", "", *(name.replace("mean_ap", "mAP").replace("/", " ") for name in shown)]
     texts = {**told["rows"], "untrained": "before any training", "hsv-histogram": "colour histogram of the crops"}
     lines = [

@@ -1,21 +1,29 @@
-"""Flow "train-csip": a snapshot to a trained network, its scores beside two baselines, and a report."""
+"""Flow "train-csip": a snapshot to trained networks, their scores beside baselines, and reports."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 from prefect import flow
 
-from csip.config import Experiment
-from csip.evaluation.embed import embed, embed_histogram
+from csip.config import EmbedConfig, Experiment, RuntimeConfig
+from csip.data.clips import choose_splits
+from csip.evaluation.average import average
+from csip.evaluation.embed import embed, embed_histogram, modes
+from csip.evaluation.embed_skeletons import embed_skeletons
 from csip.evaluation.score import evaluate
 from csip.evaluation.write_report import write_report
+from csip.models.checkpoints import checkpoint_ref
+from csip.protocols import is_skeleton_only
 from csip.tables import open_snapshot
 from csip.training.features import cache_features
 from csip.training.pretrain import initialise, pretrain_visual
+from csip.training.skeletons import initialise_skeletons, train_skeletons
 from csip.training.stage1 import stage1
 from csip.training.stage2 import stage2
-from csip.types import CheckpointRef, FileRef, ResultsRef
+from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot
 from flows.stage import stage
 
 # Content decides what later stages reuse: a weights file may change under its name, a template is no Python.
@@ -24,31 +32,67 @@ pretrain_visual_task = stage(pretrain_visual, process=True, cached=True, shared=
 cache_features_task = stage(cache_features, process=True, cached=True)
 stage1_task = stage(stage1, process=True, cached=True, shared=True)
 stage2_task = stage(stage2, process=True, cached=True, shared=True)
+initialise_skeletons_task = stage(initialise_skeletons, process=False, cached=False)
+train_skeletons_task = stage(train_skeletons, process=True, cached=True)
 embed_task = stage(embed, process=True, cached=True)
 embed_histogram_task = stage(embed_histogram, process=False, cached=True)
+embed_skeletons_task = stage(embed_skeletons, process=True, cached=True)
 evaluate_task = stage(evaluate, process=False, cached=True)
+average_task = stage(average, process=False, cached=True)
 write_report_task = stage(write_report, process=False, cached=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a training leaves behind."""
+    """What a training leaves behind.
+
+    Attributes:
+        checkpoint: the network.
+        results: its scores.
+        report: the page about them.
+    """
 
     checkpoint: CheckpointRef
     results: ResultsRef
     report: FileRef
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedAll:
+    """What all trainings of a flow leave behind.
+
+    Attributes:
+        trained: one for each split and seed, and of a skeleton-only data set for each protocol too.
+        mean: mean and standard deviation over splits or seeds, where there are several.
+    """
+
+    trained: tuple[Trained, ...]
+    mean: ResultsRef | None
+
+
 @flow(name="train-csip")
-def train_csip(snapshot: str, store: str, experiment: Experiment) -> Trained:
-    """Pretrain where the recipe asks for it, run stage 1 and stage 2, embed, score, and write the report.
+def train_csip(snapshot: str, store: str, experiment: Experiment) -> TrainedAll:
+    """Train as the recipe says, embed, score, and write the reports.
+
+    Pictures with skeletons go through pretraining (where the recipe asks for it), stage 1 and stage 2, once for each
+    split that `data.split` names; skeletons alone through their own training, once for each seed.
 
     Args:
         snapshot: name of a published snapshot.
         store: the folder of the store's tables.
         experiment: the recipe.
     """
-    e, data = experiment, open_snapshot(store, snapshot)
+    views = choose_splits(open_snapshot(store, snapshot), experiment.data)
+    if is_skeleton_only(views[0].protocol):
+        seeds = range(experiment.seed, experiment.seed + experiment.skeleton.seeds)
+        trained = tuple(one for seed in seeds for one in _skeletons(store, views, replace(experiment, seed=seed)))
+        return _sum_up(store, trained, "seeds", len(seeds))
+    trained = tuple(_video(store, view, experiment) for view in views)
+    return _sum_up(store, trained, "splits", len({view.split for view in views}))
+
+
+def _video(store: str, data: Snapshot, e: Experiment) -> Trained:
+    """Run every stage of the method on one split."""
     untrained = seeing = initialise_task(store, data, e.clip, e.model, e.validate, e.seed)
     if e.pretrain.epochs:
         seeing = pretrain_visual_task(store, untrained, data, e.pretrain, e.seed, e.runtime)
@@ -57,8 +101,44 @@ def train_csip(snapshot: str, store: str, experiment: Experiment) -> Trained:
     if e.stage1.epochs:
         aligned = stage1_task(store, seeing, features, data, e.stage1, e.seed, e.runtime)
     trained = stage2_task(store, aligned, features, data, e.stage2, e.validate, e.seed, e.runtime)
-    before = embed_task(store, untrained, data, e.embed, "untrained", e.runtime)
-    after = embed_task(store, trained, data, e.embed, "trained", e.runtime)
-    colour = embed_histogram_task(store, data, e.embed)
-    results = evaluate_task(store, (after, before, colour), data, e.evaluate)
+    embeddings = (
+        *embed_modes(store, trained, data, e.embed, "trained", e.runtime),
+        *embed_modes(store, untrained, data, e.embed, "untrained", e.runtime),
+        embed_histogram_task(store, data, e.embed),
+    )
+    results = evaluate_task(store, embeddings, data, e.evaluate, e.runtime)
     return Trained(trained, results, write_report_task(store, results, data, e))
+
+
+def embed_modes(
+    store: str, checkpoint: CheckpointRef, data: Snapshot, config: EmbedConfig, encoder: str, runtime: RuntimeConfig
+) -> tuple[EmbeddingsRef, ...]:
+    """Embed in every way that the configuration asks for, side by side."""
+    return tuple(
+        embed_task(store, checkpoint, data, one, f"{encoder}{suffix}", runtime) for suffix, one in modes(config)
+    )
+
+
+def _skeletons(store: str, views: tuple[Snapshot, ...], e: Experiment) -> tuple[Trained, ...]:
+    """Train one seed on skeletons alone, and score it under every protocol: they share the training set."""
+    given = checkpoint_ref(Path(e.skeleton.initial)) if e.skeleton.initial else None
+    # Neither a path nor how many trainings there are decides what one of them gives.
+    e = replace(e, skeleton=replace(e.skeleton, initial="", seeds=1))
+    untrained = initialise_skeletons_task(store, views[0], e.skeleton, e.model, given, e.seed)
+    trained = train_skeletons_task(store, untrained, views[0], e.skeleton, e.seed, e.runtime)
+    return tuple(_score_skeletons(store, untrained, trained, data, e) for data in views)
+
+
+def _score_skeletons(
+    store: str, untrained: CheckpointRef, trained: CheckpointRef, data: Snapshot, e: Experiment
+) -> Trained:
+    after = embed_skeletons_task(store, trained, data, e.skeleton, "trained", e.runtime)
+    before = embed_skeletons_task(store, untrained, data, e.skeleton, "untrained", e.runtime)
+    results = evaluate_task(store, (after, before), data, e.evaluate, e.runtime)
+    return Trained(trained, results, write_report_task(store, results, data, e))
+
+
+def _sum_up(store: str, trained: tuple[Trained, ...], over: Literal["splits", "seeds"], count: int) -> TrainedAll:
+    """Sum up what several trainings scored; of one alone there is nothing to sum up."""
+    mean = average_task(store, tuple(one.results for one in trained), over) if count > 1 else None
+    return TrainedAll(trained, mean)

@@ -11,6 +11,6 @@ SCHEMA = table(
     key("last_frame", pa.int64(), 4, "last frame_index of the part, inclusive"),
     column("checkpoint_sha", pa.string(), "SHA-256 of the checkpoint; empty for baselines without one"),
     column("encoder", pa.string(), "what it is called in results: 'trained', 'untrained', 'hsv-histogram'"),
-    column("feature", pa.list_(pa.float32()), "(E,) L2-normalised"),
-    rows="one part of a tracklet under one encoder",
+    column("feature", pa.list_(pa.float32()), "(E,) as it is ranked; of pictures L2-normalised"),
+    rows="one part of a tracklet, or one clip or window of it, under one encoder",
 )

@@ -6,6 +6,7 @@ says which tracklet and which of its frames it shows, a skeleton's breadth and n
 
 import atexit
 import dataclasses
+import importlib.util
 import io
 import os
 import shutil
@@ -118,6 +119,7 @@ def skeleton_rows(number, walk):
             "tracklet_id": walk.tracklet_id,
             "frame_index": frame,
             "extractor_digest": "e" * 64,
+            "has_skeleton": True,
             "layout": "coco17",
             "keypoints": [[float(x), float(y), sure] for x, y in points],
         }
@@ -258,6 +260,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def make_folder():
+    """Give the function that writes a small but complete copy of a benchmark: make_folder("mars")(root, ...)."""
+
+    def named(name):
+        path = Path(__file__).parent / "makers" / f"{name}_folder.py"
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.make
+
+    return named
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,10 @@ from storage_schemas import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("storage_schemas", "csip", "flows")
-GROUND = ("types", "config", "joints", "tables", "errors", "device", "lineage", "origins", "weights", "ranks")
+GROUND = (
+    *("types", "config", "joints", "protocols", "tables", "errors"),
+    *("device", "lineage", "origins", "weights", "ranks"),
+)
 BELOW_THE_ROOMS = {"storage_schemas", "ground"}
 MAY_IMPORT = {
     "storage_schemas": set(),

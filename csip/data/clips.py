@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from csip.config import ClipConfig
+from csip.config import ClipConfig, DataConfig
 from csip.data import sampling, transforms
 from csip.data.index import cut_part, index_tracklets, training_units
 from csip.errors import StoreError, TooLittleDataError
 from csip.joints import LAYOUTS, JointLayout
-from csip.tables import Rows, binary_views, pinned, quote, read
+from csip.tables import Rows, binary_views, count, pinned, quote, read
 from csip.types import ClipBatch, IntArray, Snapshot, TrackletPart
 
 Role = Literal["train", "query", "gallery"]
@@ -60,27 +60,71 @@ class EncodedBatch:
 
 def read_parts(snapshot: Snapshot, role: Role) -> tuple[TrackletPart, ...]:
     """List a snapshot's parts of one role, sorted by tracklet and first frame."""
-    where = f"dataset = {quote(snapshot.name)} AND role = {quote(role)}"
-    rows = read(pinned(snapshot, "splits"), where=where).to_pylist()
+    rows = read(pinned(snapshot, "splits"), where=f"{_chosen(snapshot)} AND role = {quote(role)}").to_pylist()
     fields = ("tracklet_id", "first_frame", "last_frame", "pid", "camid")
     return tuple(TrackletPart(**{name: row[name] for name in fields}) for row in rows)
 
 
-def read_protocol(snapshot: Snapshot) -> tuple[str, str]:
-    """Tell which protocol and split a snapshot has.
+def read_splits(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
+    """List every protocol of a snapshot with its splits, both sorted, numbers by their size."""
+    found = read(pinned(snapshot, "splits"), ["protocol", "split"], f"dataset = {quote(snapshot.name)}")
+    pairs = set(zip(found["protocol"].to_pylist(), found["split"].to_pylist(), strict=True))
+    return {
+        protocol: tuple(sorted((split for name, split in pairs if name == protocol), key=lambda s: (len(s), s)))
+        for protocol in sorted({protocol for protocol, _ in pairs})
+    }
+
+
+def choose_splits(snapshot: Snapshot, config: DataConfig) -> tuple[Snapshot, ...]:
+    """Settle what of a snapshot is meant: one view of it for each split that the configuration names.
 
     Raises:
-        TooLittleDataError: none, or more than one.
+        TooLittleDataError: the snapshot has no protocol at all.
+        ValueError: it has no such protocol or split, or several of which none is named; the message lists them.
     """
-    where = f"dataset = {quote(snapshot.name)}"
-    found = read(pinned(snapshot, "splits"), ["protocol", "split"], where)
-    names = sorted(set(zip(found["protocol"].to_pylist(), found["split"].to_pylist(), strict=True)))
-    if len(names) != 1:
+    there = read_splits(snapshot)
+    if not there:
         raise TooLittleDataError(
-            f"Snapshot {snapshot.name}: found the protocols and splits {names}, expected exactly one. "
-            "Build it again from more video."
+            f"Snapshot {snapshot.name}: found no protocol in it, expected one. Build it again from more video."
         )
-    return names[0]
+    protocols = _pick("protocol", config.protocol, tuple(there), snapshot)
+    return tuple(
+        replace(snapshot, protocol=protocol, split=split)
+        for protocol in protocols
+        for split in _pick("split", config.split, there[protocol], snapshot)
+    )
+
+
+def _pick(field: str, wanted: str, there: tuple[str, ...], snapshot: Snapshot) -> tuple[str, ...]:
+    chosen = there if wanted == "all" or (not wanted and len(there) == 1) else (wanted,)
+    if not set(chosen) <= set(there):
+        raise ValueError(
+            f"data.{field}={wanted}: snapshot {snapshot.name} has {', '.join(there)}. Name one of those, "
+            f"--set data.{field}={there[0]}, or all."
+        )
+    return chosen
+
+
+def read_protocol(snapshot: Snapshot) -> tuple[str, str]:
+    """Tell which protocol and split of a snapshot is meant.
+
+    Raises:
+        TooLittleDataError: it has none.
+        ValueError: it has several, and none was chosen.
+    """
+    if snapshot.protocol:
+        return snapshot.protocol, snapshot.split
+    (view,) = choose_splits(snapshot, DataConfig())
+    return view.protocol, view.split
+
+
+def _chosen(snapshot: Snapshot) -> str:
+    """Write the condition on `splits` that a snapshot's protocol and split make."""
+    where = f"dataset = {quote(snapshot.name)}"
+    if not snapshot.protocol and not read_splits(snapshot):
+        return where
+    protocol, split = read_protocol(snapshot)
+    return f"{where} AND protocol = {quote(protocol)} AND split = {quote(split)}"
 
 
 def read_cameras(snapshot: Snapshot) -> tuple[str, ...]:
@@ -92,7 +136,7 @@ def read_cameras(snapshot: Snapshot) -> tuple[str, ...]:
 
 def read_groups(snapshot: Snapshot) -> dict[str, frozenset[int]]:
     """Name the subsets of people that scores are also reported for: group -> pids, in the order of the names."""
-    rows = read(pinned(snapshot, "splits"), ["pid", "group"], f"dataset = {quote(snapshot.name)}")
+    rows = read(pinned(snapshot, "splits"), ["pid", "group"], _chosen(snapshot))
     pairs = set(zip(rows["group"].to_pylist(), rows["pid"].to_pylist(), strict=True))
     names = sorted({group for group, _ in pairs if group})
     return {name: frozenset(pid for group, pid in pairs if group == name) for name in names}
@@ -115,9 +159,17 @@ def joint_layout(snapshot: Snapshot) -> JointLayout:
     if len(names) != 1 or names[0] not in LAYOUTS:
         raise StoreError(
             f"Snapshot {snapshot.name}: found skeletons of layouts {names}, expected one of {sorted(LAYOUTS)}. "
-            "Extract its videos again with one pose model."
+            "Training needs skeletons: extract its videos again with one pose model, or import the benchmark with "
+            "benchmark.skeletons=files or pose."
         )
     return LAYOUTS[names[0]]
+
+
+def has_skeletons(snapshot: Snapshot) -> bool:
+    """Tell whether a snapshot's tracklets have skeletons: some of their rows, or none at all."""
+    own = read(pinned(snapshot, "splits"), [], f"dataset = {quote(snapshot.name)}")["tracklet_id"]
+    some = own[0].as_py() if len(own) else ""
+    return count(pinned(snapshot, "skeletons"), f"tracklet_id = {quote(some)}") > 0
 
 
 class ClipDataset(Dataset[ClipBatch]):
@@ -134,6 +186,7 @@ class ClipDataset(Dataset[ClipBatch]):
         label: dict[int, int] | None = None,
         *,
         units: bool = False,
+        skeletons: bool = True,
     ) -> None:
         """Index the parts.
 
@@ -143,15 +196,17 @@ class ClipDataset(Dataset[ClipBatch]):
             clip: sampling, size and augmentation.
             label: pid -> class index; without it, clips carry label -1.
             units: cut the parts into training units, as `clip` says; these are then what `ClipRequest.part` counts.
+            skeletons: read them; without, clips have no joints (J is 0), and a snapshot needs no skeletons.
 
         Raises:
             StoreError: a part has no crops, or crops and skeletons do not pair.
         """
         self.clip = clip
-        self.layout = joint_layout(snapshot)
+        self.layout = joint_layout(snapshot) if skeletons else None
         self._crops = Rows(pinned(snapshot, "crops"))
         wanted = {part.tracklet_id for part in parts}
-        tracklets = index_tracklets(self._crops, Rows(pinned(snapshot, "skeletons")), wanted, self.layout, clip)
+        poses = Rows(pinned(snapshot, "skeletons"))
+        tracklets = index_tracklets(self._crops, wanted, poses, self.layout, clip)
         found = [(part, cut_part(part, tracklets)) for part in parts]
         if units:
             found = [unit for part, frames in found for unit in training_units(part, frames, clip)]
@@ -248,6 +303,8 @@ class ClipDataset(Dataset[ClipBatch]):
 
     def _augment(self, clip: Tensor, skeleton: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Flip with one coin a clip, erase with one coin a frame (method.md section 1)."""
+        if self.layout is None:
+            raise ValueError("ClipDataset: asked to augment clips without skeletons; make it with skeletons=True.")
         if rng.random() < self.clip.flip:
             clip, skeleton = transforms.flip_clip(clip, skeleton, self.layout)
         frames = [transforms.erase(f, self.clip, rng) if rng.random() < self.clip.erase else f for f in clip]

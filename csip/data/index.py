@@ -43,30 +43,29 @@ class PartFrames:
 
 
 def index_tracklets(
-    crops: Rows, skeletons: Rows, wanted: set[str], layout: JointLayout, clip: ClipConfig
+    crops: Rows, wanted: set[str], skeletons: Rows, layout: JointLayout | None, clip: ClipConfig
 ) -> dict[str, PartFrames]:
     """Join crops and skeletons on (tracklet_id, frame_index), and normalise each wanted tracklet's skeletons.
 
     A crop without a skeleton keeps its place with a mask.
+
+    Args:
+        crops: rows of a pinned version.
+        wanted: tracklets to index.
+        skeletons: rows of a pinned version.
+        layout: of the skeletons; None reads none, and every frame has (0, 3) joints and a mask.
+        clip: how skeletons are normalised.
 
     Raises:
         StoreError: a crop has skeletons of several extractors.
     """
     names = pa.array(sorted(wanted), pa.string())
     crop_table = _only(crops.keys(["box"]), names)
-    pose_table = _only(skeletons.keys(["keypoints"]), names)
-    poses = keypoints_array(pose_table["keypoints"], len(layout.joints))
-    pose_of = {
-        key: i
-        for i, key in enumerate(
-            zip(pose_table["tracklet_id"].to_pylist(), pose_table["frame_index"].to_pylist(), strict=True)
-        )
-    }
-    if len(pose_of) != len(pose_table):
-        raise StoreError(
-            f"{skeletons.ref.uri} version {skeletons.ref.version}: found crops with skeletons of several extractors; "
-            "expected one. Build the snapshot from videos of one extraction."
-        )
+    joints = 0 if layout is None else len(layout.joints)
+    poses: FloatArray = np.zeros((0, joints, 3), np.float32)
+    pose_of: dict[tuple[str, int], int] = {}
+    if layout is not None:
+        poses, pose_of = _read_poses(skeletons, names, layout)
     ids = np.asarray(crop_table["tracklet_id"].to_pylist(), dtype=object)
     frame_index = np.asarray(crop_table["frame_index"], dtype=np.int64)
     row = np.asarray(crop_table["row"], dtype=np.int64)
@@ -76,7 +75,10 @@ def index_tracklets(
     out = {}
     for begin, end in zip(starts, np.append(starts, len(ids))[1:], strict=True):
         span = slice(int(begin), int(end))
-        raw = np.zeros((end - begin, len(layout.joints), 3), np.float32)
+        raw = np.zeros((end - begin, joints, 3), np.float32)
+        if layout is None:
+            out[str(ids[begin])] = PartFrames(row[span], frame_index[span], raw, np.zeros(len(raw), np.bool_))
+            continue
         raw[at[span] >= 0] = poses[at[span][at[span] >= 0]]
         skeleton, mask = normalise(
             raw,
@@ -89,6 +91,22 @@ def index_tracklets(
         )
         out[str(ids[begin])] = PartFrames(row[span], frame_index[span], skeleton, mask)
     return out
+
+
+def _read_poses(
+    skeletons: Rows, tracklets: pa.Array, layout: JointLayout
+) -> tuple[FloatArray, dict[tuple[str, int], int]]:
+    """Read the skeletons there are: (N, J, 3) raw, and the position of each by (tracklet_id, frame_index)."""
+    table = _only(skeletons.keys(["keypoints", "has_skeleton"]), tracklets)
+    keys = list(zip(table["tracklet_id"].to_pylist(), table["frame_index"].to_pylist(), strict=True))
+    if len(set(keys)) != len(keys):
+        raise StoreError(
+            f"{skeletons.ref.uri} version {skeletons.ref.version}: found crops with skeletons of several extractors; "
+            "expected one. Build the snapshot from videos of one extraction."
+        )
+    has = table["has_skeleton"].to_pylist()
+    pose_of = {key: i for i, key in enumerate(keys) if has[i]}
+    return keypoints_array(table["keypoints"], len(layout.joints)), pose_of
 
 
 def _only(table: pa.Table, tracklets: pa.Array) -> pa.Table:

@@ -6,6 +6,8 @@ Shapes: N parts, W windows of a part, T frames a clip, E embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,17 +18,18 @@ from csip.config import ClipConfig, EmbedConfig, RuntimeConfig, digest
 from csip.data import sampling
 from csip.data.clips import ClipDataset, ClipRequest, read_cameras, read_parts, read_protocol
 from csip.device import resolve_device
-from csip.errors import TooLittleDataError
+from csip.errors import CheckpointError, TooLittleDataError
 from csip.evaluation.histogram import color_histogram
-from csip.evaluation.protocol import SELF_LABELLED
 from csip.lineage import source_digest
-from csip.models.checkpoints import ModelSpec, load_checkpoint
+from csip.models.checkpoints import ModelSpec, load_checkpoint, read_header
 from csip.models.reid import CsipReID
+from csip.protocols import PROTOCOLS, SELF_LABELLED
 from csip.types import (
     CheckpointRef,
     ClipBatch,
     EmbeddingsRef,
     FloatArray,
+    IntArray,
     Outcome,
     Output,
     Progress,
@@ -37,6 +40,10 @@ from csip.types import (
 from storage_schemas import TABLES
 
 _COMMIT_PARTS = 2_000
+_NAMES = {
+    **{"initialise": "untrained", "initialise_skeletons": "untrained"},
+    **{"stage2": "trained", "train_skeletons": "trained"},
+}
 
 
 def embed(
@@ -47,48 +54,98 @@ def embed(
     encoder: str,
     runtime: RuntimeConfig,
 ) -> Stage[EmbeddingsRef]:
-    """Stage `embed`: every query and gallery part through a checkpoint; parts that are there already are not redone.
+    """Stage `embed`: every query and gallery part through a checkpoint; what is there already is not redone.
 
     Args:
         out: the store.
         checkpoint: of any stage.
         snapshot: whose query and gallery parts are embedded.
-        config: how a part becomes clips.
-        encoder: what results call it, for example "trained"; empty: after the stage that wrote the checkpoint.
+        config: how a part becomes clips; one of `modes`.
+        encoder: what results call it, for example "trained".
         runtime: device and batch.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or of another format.
+        CheckpointError: the checkpoint is damaged or of another format, or was trained on the people to be found.
         TooLittleDataError: the snapshot has nobody to search for.
     """
     network, header = load_checkpoint(checkpoint)
-    clip = header.spec.clip
+    parts = _test_parts(snapshot)
+    _refuse_known_people(header.spec, snapshot, parts)
     device = resolve_device(runtime.device)
     network.to(device).eval()
-    dataset = ClipDataset(snapshot, _test_parts(snapshot), clip)
-    encoder = encoder or {"initialise": "untrained", "stage2": "trained"}.get(header.stage, header.stage)
+    clips = config.unit == "clip"
+    t = header.spec.clip.frames
+    clip = replace(header.spec.clip, unit="window", unit_frames=t, unit_stride=config.clip_stride)
+    dataset = ClipDataset(snapshot, parts, clip, units=clips, skeletons=False)
     cameras = known_cameras(snapshot, header.spec)
-    encoder_digest = digest("embed", checkpoint.sha256, config.sampling, cameras, source_digest(__name__))
-    ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, encoder, checkpoint.sha256)
+    how: list[str] = [config.sampling, config.unit]
+    if clips:
+        # All clips inside a part are ranked: those of another data set's parts must not be among them.
+        how += [str(config.clip_stride), snapshot.digest]
+    ref = EmbeddingsRef(
+        tables.current(out.store, "embeddings"),
+        digest("embed", checkpoint.sha256, how, cameras, source_digest(__name__)),
+        encoder,
+        checkpoint.sha256,
+        unit="clips" if clips else "part",
+        words=_words(config, t),
+    )
 
     def features(parts: list[int]) -> Iterator[FloatArray]:
         return embed_parts(network, dataset, parts, config, cameras, runtime.encode_batch, device)
 
-    return (yield from _fill(out, ref, dataset.parts, features))
+    return (yield from fill_embeddings(out, ref, dataset.parts, features))
 
 
 def embed_histogram(out: Output, snapshot: Snapshot, config: EmbedConfig) -> Stage[EmbeddingsRef]:
     """Stage `embed_histogram`: the HSV colour histogram of every query and gallery part's crops, all frames."""
-    dataset = ClipDataset(snapshot, _test_parts(snapshot), ClipConfig())
+    dataset = ClipDataset(snapshot, _test_parts(snapshot), ClipConfig(), skeletons=False)
     encoder_digest = digest("hsv-histogram", config.histogram_bins, source_digest(__name__))
-    ref = EmbeddingsRef(tables.current(out.store, "embeddings"), encoder_digest, "hsv-histogram", "")
+    words = "whole tracklets, all frames"
+    table = tables.current(out.store, "embeddings")
+    ref = EmbeddingsRef(table, encoder_digest, "hsv-histogram", "", words=words)
 
     def features(parts: list[int]) -> Iterator[FloatArray]:
         for index in parts:
             crops = [crop.permute(1, 2, 0).numpy() for crop in dataset.read_crops(dataset.frames[index].row)]
             yield color_histogram(crops, bins=config.histogram_bins)
 
-    return (yield from _fill(out, ref, dataset.parts, features))
+    return (yield from fill_embeddings(out, ref, dataset.parts, features))
+
+
+def encoder_name(checkpoint: CheckpointRef) -> str:
+    """Name a checkpoint, as results do, after the stage that wrote it."""
+    stage = read_header(Path(checkpoint.path)).stage
+    return _NAMES.get(stage, stage)
+
+
+def modes(config: EmbedConfig) -> tuple[tuple[str, EmbedConfig], ...]:
+    """List what a configuration asks for, each with what an encoder's name gets behind it."""
+    if config.sampling != "both":
+        return (("", config),)
+    return ("", replace(config, sampling="restricted")), (" dense", replace(config, sampling="dense"))
+
+
+def _words(config: EmbedConfig, frames: int) -> str:
+    if config.unit == "clip":
+        return f"clips of {frames} consecutive frames, one every {config.clip_stride}, each ranked by itself"
+    if config.sampling == "dense":
+        return f"whole tracklets, the mean over all consecutive clips of {frames} frames"
+    return f"whole tracklets, by the first frame of each of {frames} chunks"
+
+
+def _refuse_known_people(spec: ModelSpec, snapshot: Snapshot, parts: Sequence[TrackletPart]) -> None:
+    """Refuse to score a network on people that it was trained on, which would flatter it beyond measure."""
+    protocol, split = read_protocol(snapshot)
+    if spec.snapshot != snapshot.digest or (protocol in PROTOCOLS and PROTOCOLS[protocol].closed_set):
+        return
+    known = {part.pid for part in parts} & set(spec.pids)
+    if known:
+        raise CheckpointError(
+            f"Snapshot {snapshot.name}, {protocol}, split {split}: found {len(known)} test people that the checkpoint "
+            f"was trained on (under {spec.split}), expected none. Name the protocol and split that it was trained "
+            "under, with --set data.protocol=NAME and --set data.split=NUMBER."
+        )
 
 
 def _test_parts(snapshot: Snapshot) -> tuple[TrackletPart, ...]:
@@ -162,13 +219,20 @@ def _embed_clips(network: CsipReID, batch: ClipBatch, cameras: tuple[int, ...], 
     return network.embed(batch.crops.to(device), camid).float().cpu()
 
 
-def _fill(
+def fill_embeddings(
     out: Output,
     ref: EmbeddingsRef,
     parts: tuple[TrackletPart, ...],
     features: Callable[[list[int]], Iterator[FloatArray]],
 ) -> Stage[EmbeddingsRef]:
-    """Compute and commit the embeddings that the table lacks."""
+    """Compute and commit the embeddings that the table lacks.
+
+    Args:
+        out: the store.
+        ref: of the encoder; its table is any version.
+        parts: what there must be an embedding of.
+        features: gives, for positions in `parts`, (E,) float32 each in turn.
+    """
     where = f"encoder_digest = {tables.quote(ref.encoder_digest)}"
     keys = ("tracklet_id", "first_frame", "last_frame")
     table = tables.read(ref.table, keys, where)
@@ -182,8 +246,8 @@ def _fill(
             yield Progress(f"embed {ref.encoder}", begin + len(vectors), len(todo), "parts")
         tables.upsert(out.store, "embeddings", _rows(ref, [parts[i] for i in some], np.stack(vectors)))
     table_ref = tables.current(out.store, "embeddings")
-    done = EmbeddingsRef(table_ref, ref.encoder_digest, ref.encoder, ref.checkpoint_sha)
-    return Outcome(done, {"embedded": len(todo), "already_there": len(parts) - len(todo)})
+    counts = {"embedded": len(todo), "already_there": len(parts) - len(todo)}
+    return Outcome(replace(ref, table=table_ref), counts)
 
 
 def _rows(ref: EmbeddingsRef, parts: list[TrackletPart], vectors: FloatArray) -> pa.Table:
@@ -202,21 +266,40 @@ def _rows(ref: EmbeddingsRef, parts: list[TrackletPart], vectors: FloatArray) ->
     )
 
 
-def read_embeddings(ref: EmbeddingsRef, parts: tuple[TrackletPart, ...]) -> FloatArray:
-    """Read the embeddings of the given parts, in their order: (N, E) float32.
+def read_embeddings(
+    ref: EmbeddingsRef, parts: Sequence[TrackletPart]
+) -> tuple[tuple[TrackletPart, ...], IntArray, FloatArray]:
+    """Read the embeddings of the given parts: one each, or, of clips, all that lie inside them, which may be none.
+
+    Returns:
+        What N embeddings are of, in the order of `parts`; (N,) positions in `parts`; and (N, E) float32.
 
     Raises:
-        TooLittleDataError: a part has none.
+        TooLittleDataError: a whole part has none, or no clip lies inside any of them.
     """
     table = tables.read(ref.table, ["feature"], f"encoder_digest = {tables.quote(ref.encoder_digest)}")
-    units: Iterator[tuple[str, int, int]] = zip(
-        *(table[k].to_pylist() for k in ("tracklet_id", "first_frame", "last_frame")), strict=True
-    )
-    row_of = {unit: i for i, unit in enumerate(units)}
-    missing = [part.unit for part in parts if part.unit not in row_of]
-    if missing:
+    rows: dict[str, list[tuple[int, int, int]]] = {}
+    names = (table[k].to_pylist() for k in ("tracklet_id", "first_frame", "last_frame"))
+    for i, (tracklet, first, last) in enumerate(zip(*names, strict=True)):
+        rows.setdefault(tracklet, []).append((first, last, i))
+    units: list[TrackletPart] = []
+    of_part, at, missing = [], [], []
+    for i, part in enumerate(parts):
+        own = rows.get(part.tracklet_id, [])
+        if ref.unit == "part":
+            inside = [row for row in own if row[:2] == (part.first_frame, part.last_frame)]
+        else:
+            inside = [row for row in own if part.first_frame <= row[0] and row[1] <= part.last_frame]
+        if not inside and ref.unit == "part":
+            missing.append(part.unit)
+        for first, last, row in inside:
+            units.append(replace(part, first_frame=first, last_frame=last))
+            of_part.append(i)
+            at.append(row)
+    if missing or not units:
+        first = f", the first {missing[0]}" if missing else ""
         raise TooLittleDataError(
-            f"{ref.table.uri} version {ref.table.version}: found no embedding by {ref.encoder} of {len(missing)} of "
-            f"{len(parts)} parts, the first {missing[0]}. Run the stage `embed` for this snapshot first."
+            f"{ref.table.uri} version {ref.table.version}: found no embedding by {ref.encoder} of "
+            f"{len(missing) or len(parts)} of {len(parts)} parts{first}. Run the stage `embed` for this snapshot first."
         )
-    return tables.vectors_array(table["feature"])[[row_of[part.unit] for part in parts]]
+    return tuple(units), np.array(of_part, np.int64), tables.vectors_array(table["feature"])[at]

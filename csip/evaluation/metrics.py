@@ -1,9 +1,12 @@
-"""Distances to scores: the ranking, CMC and mAP of datasets.md section 1.1.
+"""Distances to scores: the ranking, CMC, mAP and mINP of datasets.md section 1.1.
 
-Shapes: Q queries, G gallery items, E embedding width.
+Shapes: Q queries, V valid queries, G gallery items, R matches of one query.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +15,41 @@ from csip.errors import TooLittleDataError
 from csip.types import FloatArray, IntArray, Scores
 
 BoolArray = npt.NDArray[np.bool_]
+DoubleArray = npt.NDArray[np.float64]
 
-# Numbers in one block of the distance computation: 2**22 float64 are 32 MiB.
-_BLOCK = 2**22
-_QUERIES = 256
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryScores:
+    """What each query's ranking is worth. Where a query is not valid the figures are NaN, and `first_match` is 0.
+
+    Attributes:
+        valid: (Q,) True where the query has a match to find; the others count in no figure.
+        average_precision: (Q,) step form: the mean over the matches of (matches so far / rank).
+        trapezoidal_precision: (Q,) as MARS's official evaluation has it: at each match the mean of the precision there
+            and one rank before, which is 1 before the first rank.
+        inverse_penalty: (Q,) matches / rank of the last one.
+        first_match: (Q,) rank of the first match, from 1.
+    """
+
+    valid: BoolArray
+    average_precision: DoubleArray
+    trapezoidal_precision: DoubleArray
+    inverse_penalty: DoubleArray
+    first_match: IntArray
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            shape = getattr(self, field.name).shape
+            if shape != (self.valid.size,):
+                raise ValueError(f"QueryScores.{field.name}: got shape {shape}, expected ({self.valid.size},).")
+
+    def __len__(self) -> int:
+        """Count the queries, valid or not."""
+        return len(self.valid)
+
+    def take(self, which: BoolArray | IntArray) -> QueryScores:
+        """Pick queries by a mask (Q,) or by their numbers."""
+        return QueryScores(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 def score_ranking(
@@ -28,7 +62,23 @@ def score_ranking(
     exclude_same_camera: bool = True,
     own: BoolArray | None = None,
 ) -> Scores:
-    """Score the rankings that a distance matrix implies.
+    """Score the rankings that a distance matrix implies; arguments and errors of `score_queries` and `summarise`."""
+    ids = (query_pid, query_camid, gallery_pid, gallery_camid)
+    scores = score_queries(distance, *ids, exclude_same_camera=exclude_same_camera, own=own)
+    return summarise(scores, len(gallery_pid))
+
+
+def score_queries(
+    distance: FloatArray,
+    query_pid: IntArray,
+    query_camid: IntArray,
+    gallery_pid: IntArray,
+    gallery_camid: IntArray,
+    *,
+    exclude_same_camera: bool = True,
+    own: BoolArray | None = None,
+) -> QueryScores:
+    """Score some queries, each by its own ranking of the whole gallery; equal distances rank by gallery index.
 
     Args:
         distance: (Q, G), small is alike; infinite is allowed, NaN is not.
@@ -39,36 +89,85 @@ def score_ranking(
         exclude_same_camera: take out gallery items of the query's own person under the query's own camera.
         own: (Q, G), True where the gallery item is the query's own part; always taken out.
 
-    Returns:
-        CMC of length G, the step form of mAP, and how many of the queries count.
-
     Raises:
         ValueError: shapes do not fit each other, a pid is negative (junk), or a distance is NaN.
-        TooLittleDataError: no query has a possible match.
     """
-    own = _check(distance, query_pid, query_camid, gallery_pid, gallery_camid, own)
-    q, g = distance.shape
-    first = np.zeros(g, dtype=np.int64)  # how many queries have their first match at each rank
-    precisions = []
+    _check(distance, query_pid, query_camid, gallery_pid, gallery_camid, own)
+    q = len(distance)
+    precision, trapezoidal, penalty = np.full((3, q), np.nan)
+    first = np.zeros(q, dtype=np.int64)
     for i in range(q):
-        keep, match = _judge(query_pid[i], query_camid[i], gallery_pid, gallery_camid, exclude_same_camera, own[i])
-        if not match.any():
-            continue
-        order = _order(distance[i], keep)
-        ranks = np.flatnonzero(match[order]) + 1
-        first[ranks[0] - 1] += 1
-        precisions.append(float(np.mean(np.arange(1, len(ranks) + 1) / ranks)))
-    if not precisions:
+        mine = None if own is None else own[i]
+        keep, match = _judge(query_pid[i], query_camid[i], gallery_pid, gallery_camid, exclude_same_camera, mine)
+        if match.any():
+            ranks = _match_ranks(distance[i], keep, np.flatnonzero(match))
+            first[i] = ranks[0]
+            precision[i], trapezoidal[i], penalty[i] = _figures(ranks)
+    return QueryScores(first > 0, precision, trapezoidal, penalty, first)
+
+
+def join(blocks: Iterable[QueryScores]) -> QueryScores:
+    """Put the scores of some queries after those of others.
+
+    Raises:
+        ValueError: there are no blocks.
+    """
+    parts = list(blocks)
+    if not parts:
+        raise ValueError("join: got no blocks, expected at least one.")
+    return QueryScores(*(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(QueryScores)))
+
+
+def summarise(scores: QueryScores, num_gallery: int) -> Scores:
+    """Average over the valid queries, as papers report.
+
+    MARS's official script divides its CMC by all queries instead, valid or not: that is
+    `cmc * num_valid_queries / num_queries`.
+
+    Args:
+        scores: of all queries.
+        num_gallery: G, as many ranks the CMC has.
+
+    Raises:
+        TooLittleDataError: no query is valid.
+        ValueError: a match has a rank beyond the gallery.
+    """
+    valid = scores.valid
+    count = int(valid.sum())
+    if not count:
         raise TooLittleDataError(
-            f"score_ranking: none of {q} queries has a match among {g} gallery items, expected at least one that does. "
-            f"exclude_same_camera is {exclude_same_camera}; with it, people seen by one camera only cannot match."
+            f"summarise: none of {len(scores)} queries has a match among {num_gallery} gallery items, expected at "
+            "least one that does. Where a person's items under the query's camera are taken out, people seen by one "
+            "camera only cannot match."
         )
+    first = scores.first_match[valid]
+    if first.max() > num_gallery:
+        raise ValueError(f"summarise: got a match at rank {first.max()}, expected 1 to num_gallery={num_gallery}.")
     return Scores(
-        cmc=np.cumsum(first) / len(precisions),
-        mean_ap=float(np.mean(precisions)),
-        num_queries=q,
-        num_valid_queries=len(precisions),
+        cmc=np.cumsum(np.bincount(first - 1, minlength=num_gallery)) / count,
+        mean_ap=float(np.mean(scores.average_precision[valid])),
+        mean_ap_trapezoidal=float(np.mean(scores.trapezoidal_precision[valid])),
+        mean_inp=float(np.mean(scores.inverse_penalty[valid])),
+        num_queries=len(scores),
+        num_valid_queries=count,
     )
+
+
+def values_by_figure(scores: QueryScores, ranks: Sequence[int]) -> dict[str, DoubleArray]:
+    """List for each figure what every valid query adds to it, (V,): its mean is the figure.
+
+    Args:
+        scores: of all queries.
+        ranks: the rank-k figures that are wanted.
+    """
+    valid = scores.valid
+    first = scores.first_match[valid]
+    return {
+        "mean_ap": scores.average_precision[valid],
+        "mean_ap_trapezoidal": scores.trapezoidal_precision[valid],
+        "mean_inp": scores.inverse_penalty[valid],
+        **{f"rank-{k}": (first <= k).astype(np.float64) for k in ranks},
+    }
 
 
 def rank_gallery(
@@ -82,7 +181,7 @@ def rank_gallery(
     exclude_same_camera: bool = True,
     own: BoolArray | None = None,
 ) -> tuple[IntArray, BoolArray]:
-    """List what one query finds first, under the same rules as `score_ranking`.
+    """List what one query finds first, under the same rules as `score_queries`.
 
     Args:
         distance: (G,), of the one query.
@@ -91,8 +190,8 @@ def rank_gallery(
         gallery_pid: (G,).
         gallery_camid: (G,).
         top: how many items to list at most.
-        exclude_same_camera: as in `score_ranking`.
-        own: (G,), as in `score_ranking`.
+        exclude_same_camera: as in `score_queries`.
+        own: (G,), as in `score_queries`.
 
     Returns:
         (K,) gallery indices, nearest first, and (K,) True where the item is the query's person; K is at most `top`.
@@ -103,46 +202,12 @@ def rank_gallery(
     if top < 1:
         raise ValueError(f"rank_gallery: got top={top}, expected 1 or more.")
     pid, camid = np.array([query_pid]), np.array([query_camid])
-    mine = _check(distance[None], pid, camid, gallery_pid, gallery_camid, None if own is None else own[None])[0]
-    keep, match = _judge(pid[0], camid[0], gallery_pid, gallery_camid, exclude_same_camera, mine)
-    order = _order(distance, keep)[:top]
+    _check(distance[None], pid, camid, gallery_pid, gallery_camid, None if own is None else own[None])
+    keep, match = _judge(query_pid, query_camid, gallery_pid, gallery_camid, exclude_same_camera, own)
+    # Stable, so that ties rank by gallery index on every machine.
+    order = np.argsort(distance, kind="stable")
+    order = order[keep[order]][:top].astype(np.int64)
     return order, match[order]
-
-
-def euclidean_distance(query: FloatArray, gallery: FloatArray) -> FloatArray:
-    """Measure every query against every gallery item.
-
-    The blocks are summed in float64: in float32 the difference of two almost equal numbers would decide the order of
-    near duplicates, and it differs with the BLAS library's threads.
-
-    Args:
-        query: (Q, E), rows of length 1.
-        gallery: (G, E), rows of length 1.
-
-    Returns:
-        (Q, G) float32, 0 to 2.
-
-    Raises:
-        ValueError: widths differ, or a row is not of length 1.
-    """
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"euclidean_distance: got {query.shape} and {gallery.shape}, expected (Q, E) and (G, E).")
-    for name, feature in (("query", query), ("gallery", gallery)):
-        length = np.linalg.norm(feature, axis=1)
-        if not np.allclose(length, 1.0, atol=1e-4):
-            worst = length[np.argmax(np.abs(length - 1.0))]
-            raise ValueError(f"euclidean_distance: a {name} feature has length {worst:.4f}, expected 1; normalise it.")
-    out = np.empty((len(query), len(gallery)), dtype=np.float32)
-    columns = max(1, _BLOCK // max(_QUERIES, query.shape[1]))
-    for j in range(0, len(gallery), columns):
-        right = gallery[j : j + columns].astype(np.float64)
-        right_square = np.einsum("ge,ge->g", right, right)
-        for i in range(0, len(query), _QUERIES):
-            left = query[i : i + _QUERIES].astype(np.float64)
-            square = np.einsum("qe,qe->q", left, left)[:, None] + right_square - 2.0 * (left @ right.T)
-            # What float64's rounding leaves of an exact zero must not put equal items in an order.
-            out[i : i + _QUERIES, j : j + columns] = np.sqrt(np.where(square < 1e-14, 0.0, square))
-    return out
 
 
 def _check(
@@ -152,8 +217,8 @@ def _check(
     gallery_pid: IntArray,
     gallery_camid: IntArray,
     own: BoolArray | None,
-) -> BoolArray:
-    """Check the arguments of a ranking against each other; return `own`, all False where there is none."""
+) -> None:
+    """Check the arguments of a ranking against each other."""
     if distance.ndim != 2:
         raise ValueError(f"distance: got shape {distance.shape}, expected (Q, G).")
     q, g = distance.shape
@@ -165,14 +230,13 @@ def _check(
     ):
         if array.shape != (length,):
             raise ValueError(f"{name}: got shape {array.shape}, expected ({length},) for distances {distance.shape}.")
-    if own is not None and own.shape != (q, g):
-        raise ValueError(f"own: got shape {own.shape}, expected {distance.shape}.")
+    if own is not None and (own.shape != (q, g) or own.dtype != np.bool_):
+        raise ValueError(f"own: got shape {own.shape} of {own.dtype}, expected {distance.shape} of bool.")
     for name, pid in (("query_pid", query_pid), ("gallery_pid", gallery_pid)):
         if (pid < 0).any():
             raise ValueError(f"{name}: got {pid.min()}, expected 0 or more; junk must not be loaded.")
     if np.isnan(distance).any():
         raise ValueError(f"distance: {int(np.isnan(distance).sum())} of {distance.size} are NaN; expected numbers.")
-    return np.zeros((q, g), dtype=np.bool_) if own is None else own
 
 
 def _judge(
@@ -181,18 +245,45 @@ def _judge(
     gallery_pid: IntArray,
     gallery_camid: IntArray,
     exclude_same_camera: bool,
-    own: BoolArray,
+    own: BoolArray | None,
 ) -> tuple[BoolArray, BoolArray]:
     """Tell which gallery items stay in one query's list, and which of those are matches; (G,) each."""
     same_person = gallery_pid == pid
-    keep = ~own
+    keep = np.ones(len(gallery_pid), dtype=np.bool_) if own is None else ~own
     if exclude_same_camera:
         keep &= ~(same_person & (gallery_camid == camid))
     return keep, same_person & keep
 
 
-def _order(distance: FloatArray, keep: BoolArray) -> IntArray:
-    """Sort (G,) distances; return the indices of the kept items, nearest first."""
-    # Stable, so that ties rank by gallery index on every machine.
-    order = np.argsort(distance, kind="stable")
-    return np.asarray(order[keep[order]], dtype=np.int64)
+def _match_ranks(distance: FloatArray, keep: BoolArray, matches: IntArray) -> IntArray:
+    """Rank one query's matches among the items that are kept.
+
+    Sorting bare numbers is several times as fast as sorting indices stably, and the ranks of the few matches are all
+    that scores need: the items that are nearer, and of the equally near those with a smaller index.
+
+    Args:
+        distance: (G,).
+        keep: (G,).
+        matches: (R,) gallery indices, all of them kept.
+
+    Returns:
+        (R,) ranks from 1, ascending.
+    """
+    # At infinity what is taken out comes before no item.
+    ordered = np.sort(np.where(keep, distance, np.inf))
+    there = distance[matches]
+    before = np.searchsorted(ordered, there, side="left")
+    several = np.searchsorted(ordered, there, side="right") - before > 1
+    for k in np.flatnonzero(several):
+        earlier = slice(matches[k])
+        before[k] += np.count_nonzero(keep[earlier] & (distance[earlier] == there[k]))
+    return np.sort(before) + 1
+
+
+def _figures(ranks: IntArray) -> tuple[float, float, float]:
+    """Give average precision, trapezoidal precision and inverse penalty of matches at (R,) ascending ranks."""
+    found = np.arange(1, len(ranks) + 1)
+    precision = found / ranks
+    previous = np.where(ranks > 1, (found - 1) / np.maximum(ranks - 1, 1), 1.0)
+    trapezoidal = (previous + precision) / 2
+    return float(np.mean(precision)), float(np.mean(trapezoidal)), len(ranks) / int(ranks[-1])

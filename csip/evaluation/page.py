@@ -90,6 +90,9 @@ class ScoreRow:
         num_queries: all queries.
         num_valid_queries: those that have a match to find.
         is_main: the row the page is about.
+        interval: confidence interval of mAP, low and high; None where none was drawn.
+        mean_ap_trapezoidal: mAP by the trapezoidal rule; None where it was not computed.
+        mean_inp: mean inverse negative penalty; None where it was not computed.
     """
 
     name: str
@@ -98,6 +101,28 @@ class ScoreRow:
     num_queries: int
     num_valid_queries: int
     is_main: bool = False
+    interval: tuple[float, float] | None = None
+    mean_ap_trapezoidal: float | None = None
+    mean_inp: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakdownRow:
+    """The scores of some of the main encoder's queries.
+
+    Attributes:
+        name: which: a pair of cameras, a class of lengths, a group of people.
+        num_queries: how many they are.
+        num_valid_queries: those that have a match to find.
+        mean_ap: 0..1; None where none has.
+        rank_1: 0..1; None where none has.
+    """
+
+    name: str
+    num_queries: int
+    num_valid_queries: int
+    mean_ap: float | None
+    rank_1: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,6 +227,7 @@ class Report:
         protocol: the protocol in full, from `csip.evaluation.protocol.describe`.
         ranks: the rank-k columns.
         scores: one row an encoder, the main one marked.
+        breakdown: the main encoder's queries by camera pair, length and group.
         losses: one chart a training stage.
         counts: what was read, kept and left out.
         tracklets: the contact sheet.
@@ -221,6 +247,7 @@ class Report:
     protocol: str
     ranks: tuple[int, ...]
     scores: tuple[ScoreRow, ...]
+    breakdown: tuple[BreakdownRow, ...]
     losses: tuple[LossChart, ...]
     counts: tuple[CountRow, ...]
     tracklets: tuple[TrackletStrip, ...]

@@ -17,12 +17,11 @@ import numpy.typing as npt
 
 from csip.config import EvaluateConfig, SplitConfig
 from csip.errors import TooLittleDataError
+from csip.protocols import PROTOCOLS, SELF_LABELLED, Protocol
 from csip.types import IntArray, TrackletPart
 
 Role = Literal["train", "query", "gallery"]
-SELF_LABELLED: Final = "self-labelled"
 LABEL: Final = "self-labelled, same camera"
-WALKERS: Final = "walkers"
 CAVEAT: Final = (
     "Nobody labelled these people: each tracklet counts as one person, so a person whose track broke counts as two, "
     "and finding the other half is scored as a mistake. "
@@ -201,34 +200,56 @@ class Rules:
 
 def rules(config: EvaluateConfig, protocol: str) -> Rules:
     """Settle what the configuration leaves to the protocol."""
+    known = PROTOCOLS.get(protocol, _PLAIN)
     same, inside = config.exclude_same_camera, config.query_in_gallery
     return Rules(
-        exclude_same_camera=protocol != SELF_LABELLED if same is None else same,
-        query_in_gallery=False if inside is None else inside,
+        exclude_same_camera=known.exclude_same_camera if same is None else same,
+        query_in_gallery=known.query_in_gallery if inside is None else inside,
     )
 
 
-def label(protocol: str) -> str:
-    """Name a protocol in the few words that `describe` begins with."""
-    return LABEL if protocol == SELF_LABELLED else protocol
+def label(protocol: str, split: str = "") -> str:
+    """Name a protocol in the few words that `describe` begins with, and which of several splits where one is given."""
+    several = split and PROTOCOLS.get(protocol, _PLAIN).splits > 1
+    return LABEL if protocol == SELF_LABELLED else f"{protocol}, split {split}" if several else protocol
 
 
-def describe(rules: Rules, protocol: str) -> str:
-    """Say in words how the scores came about; every result and report carries it."""
+def describe(
+    rules: Rules, protocol: str, *, split: str = "0", ranked: str = "whole tracklets", rerank: str = ""
+) -> str:
+    """Say in words how the scores came about; every result and report carries it.
+
+    Args:
+        rules: what counts.
+        protocol: a name in `csip.protocols.PROTOCOLS`, or another, of which nothing more is said.
+        split: which of its splits.
+        ranked: what one item of the ranking is, as `EmbeddingsRef.words` has it.
+        rerank: how distances were re-ranked; empty where they were not.
+    """
+    known = PROTOCOLS.get(protocol, _PLAIN)
     same_camera = (
         "gallery items of the query's own person under its own camera do not count"
         if rules.exclude_same_camera
         else "matches under the query's own camera count, only the query's own part is left out"
     )
-    queries = "the queries stand in the gallery too" if rules.query_in_gallery else "the gallery holds no queries"
-    if protocol == WALKERS:
-        return (
-            f"{protocol}: of synthetic people, each test person's first pass before each camera looks for that "
-            f"person's later passes among those of all test people; {same_camera}; {queries}."
-        )
-    if protocol == SELF_LABELLED:
-        return (
-            f"{LABEL}: the earliest part of each held-out tracklet looks for the later parts of the same tracklet "
-            f"among those of all held-out tracklets; {same_camera}; {queries}. {CAVEAT}"
-        )
-    return f"{protocol}: {same_camera}; {queries}."
+    clauses = [
+        *([known.words] if known.words else []),
+        same_camera,
+        "the queries stand in the gallery too" if rules.query_in_gallery else "the gallery holds no queries",
+        f"ranked: {ranked}",
+        *([f"re-ranked ({rerank})"] if rerank else []),
+    ]
+    text = f"{label(protocol)}: {'; '.join(clauses)}.{alone(protocol, split)}"
+    official = Rules(known.exclude_same_camera, known.query_in_gallery)
+    if protocol in PROTOCOLS and rules != official:
+        text += " This is not the protocol's own rule; compare only with figures that were made in the same way."
+    return f"{text} {CAVEAT}" if protocol == SELF_LABELLED else text
+
+
+def alone(protocol: str, split: str) -> str:
+    """Say that a result is of one split of several, a sentence with a space before it; else nothing."""
+    splits = PROTOCOLS.get(protocol, _PLAIN).splits
+    return f" Split {split} alone; the literature reports the mean of {splits} splits." if splits > 1 else ""
+
+
+_PLAIN = Protocol(words="")

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from csip import tables
 from csip.config import ExtractConfig, digest, to_plain
 from csip.errors import StoreError, TooLittleDataError
-from csip.evaluation.protocol import SELF_LABELLED, self_labelled_split
+from csip.evaluation.protocol import self_labelled_split
 from csip.lineage import source_digest
+from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord, quote
 from csip.types import ExtractedVideo, IntArray, Outcome, Output, Progress, Snapshot, Stage, VideoList
 

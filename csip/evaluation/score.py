@@ -1,102 +1,70 @@
-"""Stage `evaluate`: embeddings to CMC and mAP, under the snapshot's protocol, into `results`.
+"""Stage `evaluate`: embeddings to CMC, mAP and mINP, under the snapshot's protocol, into `results`.
 
-Shapes: Q queries, G gallery items, E embedding width.
+Shapes: V valid queries, M figures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from csip import tables
-from csip.config import EvaluateConfig
-from csip.data.clips import read_groups, read_parts, read_protocol
-from csip.errors import TooLittleDataError
-from csip.evaluation.embed import read_embeddings
-from csip.evaluation.metrics import euclidean_distance, score_ranking
-from csip.evaluation.protocol import Rules, describe, rules
-from csip.types import (
-    Embeddings,
-    EmbeddingsRef,
-    FloatArray,
-    IntArray,
-    Outcome,
-    Output,
-    Progress,
-    ResultsRef,
-    Scores,
-    Snapshot,
-    Stage,
-    TrackletPart,
-)
+from csip.config import EvaluateConfig, RuntimeConfig
+from csip.data.clips import read_groups, read_protocol
+from csip.device import resolve_device
+from csip.evaluation.breakdown import figures
+from csip.evaluation.intervals import bootstrap
+from csip.evaluation.metrics import QueryScores, summarise, values_by_figure
+from csip.evaluation.protocol import describe, rules
+from csip.evaluation.ranking import rank, score_rankings
+from csip.types import EmbeddingsRef, Outcome, Output, Progress, ResultsRef, Snapshot, Stage
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ranking:
-    """Who asks whom, and how far apart they are.
-
-    Attributes:
-        query: Q parts.
-        gallery: G parts.
-        distance: (Q, G) float32.
-        own: (Q, G) bool, True where the gallery item is the query's own part.
-    """
-
-    query: tuple[TrackletPart, ...]
-    gallery: tuple[TrackletPart, ...]
-    distance: FloatArray
-    own: npt.NDArray[np.bool_]
-
-    def ids(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """Give query pid, query camid, gallery pid and gallery camid."""
-        q, g = self.query, self.gallery
-        pairs = ([p.pid for p in q], [p.camid for p in q], [p.pid for p in g], [p.camid for p in g])
-        return tuple(np.array(ids, dtype=np.int64) for ids in pairs)  # type: ignore[return-value]
-
-
-def rank(embeddings: EmbeddingsRef, snapshot: Snapshot, rule: Rules) -> Ranking:
-    """Measure every query of a snapshot against its gallery."""
-    query, gallery = read_parts(snapshot, "query"), read_parts(snapshot, "gallery")
-    if rule.query_in_gallery:
-        gallery = (*query, *gallery)
-    if not query or not gallery:
-        raise TooLittleDataError(f"Snapshot {snapshot.name}: found no query or no gallery, expected both.")
-    asked = Embeddings(read_embeddings(embeddings, query), query)
-    there = Embeddings(read_embeddings(embeddings, gallery), gallery)
-    own = np.zeros((len(query), len(gallery)), dtype=np.bool_)
-    at = {part.unit: i for i, part in enumerate(gallery)}
-    for i, part in enumerate(query):
-        if part.unit in at:
-            own[i, at[part.unit]] = True
-    return Ranking(query, gallery, euclidean_distance(asked.feature, there.feature), own)
+LOW, HIGH = "low", "high"
+"""Prefixes of the ends of a figure's confidence interval among the names of table `results`."""
 
 
 def evaluate(
-    out: Output, embeddings: tuple[EmbeddingsRef, ...], snapshot: Snapshot, config: EvaluateConfig
+    out: Output,
+    embeddings: tuple[EmbeddingsRef, ...],
+    snapshot: Snapshot,
+    config: EvaluateConfig,
+    runtime: RuntimeConfig,
 ) -> Stage[ResultsRef]:
     """Score each encoder on the same queries and gallery, and write the scores with the protocol in words.
 
-    Each group of people is scored by itself as well: its queries against the whole gallery, as `GROUP/mean_ap` and so
-    on; of a group that has no query only `GROUP/num_queries`, 0.
+    Beside each figure NAME stand low/NAME and high/NAME, its bootstrap interval. Some of the queries are scored by
+    themselves as well, as WHICH/mean_ap and so on: each group of people, pair of cameras and class of length; of those
+    without a valid query only the counts.
+
+    Args:
+        out: the store.
+        embeddings: one for each encoder.
+        snapshot: whose queries and gallery they are of.
+        config: what counts, and what is reported.
+        runtime: where distances are computed.
 
     Raises:
         TooLittleDataError: no query has a possible match under this protocol.
     """
     protocol, split = read_protocol(snapshot)
     rule = rules(config, protocol)
-    described = describe(rule, protocol)
+    reranked = f"k1 {config.rerank_k1}, k2 {config.rerank_k2}, lambda {config.rerank_weight:g}" if config.rerank else ""
+    device = resolve_device(runtime.device)
     groups = read_groups(snapshot)
     rows: list[dict[str, object]] = []
-    counts: dict[str, int | float | str] = {"protocol": described}
+    counts: dict[str, int | float | str] = {}
     for i, ref in enumerate(embeddings):
         yield Progress("evaluate", i, len(embeddings), "encoders")
         ranking = rank(ref, snapshot, rule)
-        figures = _score(ranking, rule, config.ranks)
-        for group, pids in groups.items():
-            figures |= {f"{group}/{name}": value for name, value in _score_group(ranking, pids, rule, config).items()}
-        for name, value in figures.items():
+        scored = score_rankings(ranking, snapshot, rule, config, device)
+        found = score_figures(scored.queries, len(ranking.gallery), config)
+        for name, some in scored.some.items():
+            ranks = config.ranks if name in groups else ()
+            found |= {f"{name}/{figure}": value for figure, value in figures(some, sorted({1, *ranks})).items()}
+        described = describe(rule, protocol, split=split, ranked=ref.words, rerank=reranked)
+        described += f" {found['num_valid_queries']:.0f} of {found['num_queries']:.0f} queries are valid."
+        for name, value in found.items():
             rows.append(
                 {
                     "run_id": out.run_id,
@@ -110,37 +78,41 @@ def evaluate(
                     "checkpoint_sha": ref.checkpoint_sha,
                 }
             )
-        shown = ("mean_ap", *(f"rank-{k}" for k in config.ranks), "num_queries", "num_valid_queries", "num_gallery")
-        told = (*shown, *(f"{group}/{name}" for group in groups for name in ("mean_ap", "rank-1")))
-        counts |= {f"{ref.encoder} {name}": round(figures[name], 6) for name in told if name in figures}
+        told = ["mean_ap", *(f"rank-{k}" for k in config.ranks), "num_queries", "num_valid_queries", "num_gallery"]
+        told += [f"{group}/{name}" for group in groups for name in ("mean_ap", "rank-1")]
+        counts |= {f"{ref.encoder} {name}": round(found[name], 6) for name in told if name in found}
+        counts.setdefault("protocol", described)
     table = tables.upsert(out.store, "results", tables.from_rows("results", rows))
     yield Progress("evaluate", len(embeddings), len(embeddings), "encoders")
     return Outcome(ResultsRef(table, out.run_id), counts)
 
 
-def _score_group(ranking: Ranking, pids: frozenset[int], rule: Rules, config: EvaluateConfig) -> dict[str, float]:
-    """Score the queries of some people against the whole gallery."""
-    asked = [i for i, part in enumerate(ranking.query) if part.pid in pids]
-    if not asked:
-        return {"num_queries": 0}
-    query = tuple(ranking.query[i] for i in asked)
-    own = Ranking(query, ranking.gallery, ranking.distance[asked], ranking.own[asked])
-    return _score(own, rule, (1, *config.ranks))
+def score_figures(queries: QueryScores, num_gallery: int, config: EvaluateConfig) -> dict[str, float]:
+    """Sum up the queries' scores, with confidence intervals, by the names of table `results`.
 
-
-def _score(ranking: Ranking, rule: Rules, ranks: tuple[int, ...]) -> dict[str, float]:
-    scores = score_ranking(
-        ranking.distance, *ranking.ids(), exclude_same_camera=rule.exclude_same_camera, own=ranking.own
-    )
-    return _figures(scores, len(ranking.gallery), ranks)
-
-
-def _figures(scores: Scores, num_gallery: int, ranks: tuple[int, ...]) -> dict[str, float]:
+    Raises:
+        TooLittleDataError: no query is valid.
+    """
+    scores = summarise(queries, num_gallery)
     return {
         "mean_ap": scores.mean_ap,
-        **{f"rank-{k}": scores.rank(k) for k in ranks},
+        "mean_ap_trapezoidal": scores.mean_ap_trapezoidal,
+        "mean_inp": scores.mean_inp,
+        **{f"rank-{k}": scores.rank(k) for k in config.ranks},
         "num_queries": scores.num_queries,
         "num_valid_queries": scores.num_valid_queries,
         "num_gallery": num_gallery,
-        **{f"cmc-{k:03d}": scores.rank(k) for k in range(1, min(num_gallery, max(ranks)) + 1)},
+        **{f"cmc-{k:03d}": scores.rank(k) for k in range(1, min(num_gallery, max(config.ranks)) + 1)},
+        **dict(_intervals(queries, config)),
     }
+
+
+def _intervals(queries: QueryScores, config: EvaluateConfig) -> Iterator[tuple[str, float]]:
+    """Give both ends of every figure's confidence interval; all figures are drawn together."""
+    if not config.bootstrap:
+        return
+    values = values_by_figure(queries, config.ranks)
+    table = np.stack(list(values.values()), axis=1)
+    bounds = bootstrap(table, draws=config.bootstrap, confidence=config.confidence, seed=config.bootstrap_seed)
+    for prefix, ends in zip((LOW, HIGH), bounds, strict=True):
+        yield from ((f"{prefix}/{name}", float(end)) for name, end in zip(values, ends, strict=True))

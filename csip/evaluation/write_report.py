@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ import pyarrow.compute as pc
 
 from csip import tables
 from csip.config import Experiment, digest, from_plain
-from csip.data.clips import joint_layout, read_protocol
+from csip.data.clips import has_skeletons, joint_layout, read_cameras, read_parts, read_protocol
 from csip.evaluation.charts import Curve
 from csip.evaluation.drawing import clip_box
 from csip.evaluation.metrics import rank_gallery
 from csip.evaluation.page import (
     Artifact,
+    BreakdownRow,
     CountRow,
     Crop,
     LineageStep,
@@ -31,10 +33,11 @@ from csip.evaluation.page import (
     TrackletStrip,
 )
 from csip.evaluation.protocol import label, rules
+from csip.evaluation.ranking import rank
 from csip.evaluation.report import render
-from csip.evaluation.score import rank
-from csip.joints import JointLayout
+from csip.joints import COCO17, JointLayout
 from csip.lineage import History, Node, flatten
+from csip.protocols import is_skeleton_only
 from csip.tables import RunRecord, quote
 from csip.types import (
     EmbeddingsRef,
@@ -54,7 +57,7 @@ _ORDER = (
     *("videos", "videos_left_out", "cameras", "frames", "detections", "tracklets", "dropped", "crops"),
     *("train_people", "test_people", "train_parts", "query_parts", "gallery_parts", "left_out_of_protocol"),
 )
-_TERMS = ("loss", "identity", "triplet", "prototype", "frame")
+_TERMS = ("loss", "identity", "triplet", "prototype", "frame", "reconstruction")
 
 
 def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experiment: Experiment) -> Stage[FileRef]:
@@ -72,10 +75,12 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
     rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
     asked = root.made_by.inputs["embeddings"] if root.made_by else []
     encoders: tuple[EmbeddingsRef, ...] = from_plain(tuple[EmbeddingsRef, ...], asked)
-    layout = joint_layout(snapshot)
+    # Where there are no pictures there is none to show; where there are no skeletons, none is drawn.
+    pictures = not is_skeleton_only(read_protocol(snapshot)[0])
+    layout = joint_layout(snapshot) if pictures and has_skeletons(snapshot) else COCO17
     album = _Album(snapshot, layout)
     yield Progress("write_report", 1, 3, "sections")
-    strips = tuple(_strips(album, snapshot, experiment))
+    strips = tuple(_strips(album, snapshot, experiment)) if pictures else ()
     yield Progress("write_report", 2, 3, "sections")
     report = Report(
         dataset=experiment.dataset,
@@ -86,10 +91,11 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         protocol=rows[0]["described"],
         ranks=experiment.evaluate.ranks,
         scores=tuple(_scores(rows, encoders)),
+        breakdown=tuple(_breakdown(rows, encoders[0].encoder)),
         losses=tuple(_losses(out.store, root)),
         counts=tuple(_counts(tables.snapshot_row(out.store, snapshot.name)["counts"])),
         tracklets=strips,
-        queries=tuple(_queries(album, encoders[0], snapshot, experiment)),
+        queries=tuple(_queries(album, encoders[0], snapshot, experiment)) if pictures else (),
         lineage=tuple(_steps(root)),
         tables=tuple(_table_rows(snapshot)),
         lineage_command=f"csip lineage {results.run_id} --store {shlex.quote(out.store)}",
@@ -167,7 +173,29 @@ def _scores(rows: Sequence[Mapping[str, Any]], encoders: tuple[EmbeddingsRef, ..
             num_queries=int(value["num_queries"]),
             num_valid_queries=int(value["num_valid_queries"]),
             is_main=ref.encoder == "trained",
+            interval=(value["low/mean_ap"], value["high/mean_ap"]) if "low/mean_ap" in value else None,
+            mean_ap_trapezoidal=value.get("mean_ap_trapezoidal"),
+            mean_inp=value.get("mean_inp"),
         )
+
+
+def _breakdown(rows: Sequence[Mapping[str, Any]], encoder: str) -> Iterator[BreakdownRow]:
+    """Lay out the figures of some of the queries, named WHICH/FIGURE, in the order of their names."""
+    value = {row["name"]: row["value"] for row in rows if row["encoder"] == encoder}
+    names = dict.fromkeys(name.removesuffix("/num_queries") for name in value if name.endswith("/num_queries"))
+    for name in sorted(names, key=_natural):
+        yield BreakdownRow(
+            name,
+            int(value[f"{name}/num_queries"]),
+            int(value.get(f"{name}/num_valid_queries", 0)),
+            value.get(f"{name}/mean_ap"),
+            value.get(f"{name}/rank-1"),
+        )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort numbers inside a name by their size."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _losses(store: str, root: Node) -> Iterator[LossChart]:
@@ -200,11 +228,10 @@ def _counts(counts: Mapping[str, Any]) -> Iterator[CountRow]:
 
 def _strips(album: _Album, snapshot: Snapshot, experiment: Experiment) -> Iterator[TrackletStrip]:
     """Show evenly spread tracklets of the snapshot's people, train and test, in the order of their names."""
-    splits = tables.read(
-        tables.pinned(snapshot, "splits"), ["role", "camera"], f"dataset = {quote(snapshot.name)}"
-    ).to_pylist()
-    camera = {row["tracklet_id"]: row["camera"] for row in splits}
-    train = {row["tracklet_id"] for row in splits if row["role"] == "train"}
+    cameras = read_cameras(snapshot)
+    train, query, gallery = (read_parts(snapshot, role) for role in ("train", "query", "gallery"))
+    camera = {part.tracklet_id: cameras[part.camid] for part in (*train, *query, *gallery)}
+    trained = {part.tracklet_id for part in train}
     facts = {r["tracklet_id"]: r for r in tables.read(tables.pinned(snapshot, "tracklets")).to_pylist()}
     names = sorted(camera)
     for name in _spread(names, experiment.report.contact_tracklets):
@@ -214,7 +241,7 @@ def _strips(album: _Album, snapshot: Snapshot, experiment: Experiment) -> Iterat
             num_frames=facts[name]["num_frames"],
             keypoint_confidence=facts[name]["keypoint_confidence"],
             crops=album.crops(name, experiment.report.contact_frames),
-            role="train" if name in train else "query and gallery",
+            role="train" if name in trained else "query and gallery",
         )
 
 
@@ -231,19 +258,24 @@ def _queries(
     rule = rules(experiment.evaluate, read_protocol(snapshot)[0])
     ranking = rank(encoder, snapshot, rule)
     query_pid, query_camid, gallery_pid, gallery_camid = ranking.ids()
-    for q in _spread(range(len(ranking.query)), experiment.report.queries):
+    shown = np.array(_spread(range(len(ranking.query)), experiment.report.queries), dtype=np.int64)
+    # Re-ranking looks at all queries together; without it, the distances of the others are not needed.
+    rerank = experiment.evaluate.rerank
+    blocks = (ranking if rerank else ranking.take(shown)).blocks(experiment.evaluate, "cpu")
+    distances = np.concatenate([block for _, block in blocks])
+    for q, distance in zip(shown.tolist(), distances[shown] if rerank else distances, strict=True):
         order, match = rank_gallery(
-            ranking.distance[q],
+            distance,
             int(query_pid[q]),
             int(query_camid[q]),
             gallery_pid,
             gallery_camid,
             top=experiment.report.gallery,
             exclude_same_camera=rule.exclude_same_camera,
-            own=ranking.own[q],
+            own=ranking.own(slice(q, q + 1))[0],
         )
         items = tuple(
-            RankedItem(*_show(album, ranking.gallery[int(g)]), float(ranking.distance[q, g]), bool(right))
+            RankedItem(*_show(album, ranking.gallery[int(g)]), float(distance[g]), bool(right))
             for g, right in zip(order, match, strict=True)
         )
         crop, name = _show(album, ranking.query[q])

@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from csip.device import resolve_device
 from csip.errors import WeightsError
@@ -71,13 +72,20 @@ def import_quietly(module: str) -> Any:
 
     Offline then, it looks up no names, sends no events and installs nothing, in this process; what it writes goes to
     our cache and not to the user's own settings. Downloads ask the environment anew, so they still work. It also sets
-    OMP_NUM_THREADS to 1, which would slow every child process down.
+    OMP_NUM_THREADS to 1, which would slow every child process down, and puts a function of its own in the place of
+    PIL.Image.open, which for a file that is no picture wants to install a package; both are undone.
     """
     if module in sys.modules:
         return sys.modules[module]
     settings = str(cache_folder() / "ultralytics")
-    with _environment(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", YOLO_CONFIG_DIR=settings):
-        return importlib.import_module(module)
+    opener = Image.open
+    try:
+        with _environment(
+            YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", YOLO_CONFIG_DIR=settings
+        ):
+            return importlib.import_module(module)
+    finally:
+        Image.open = opener
 
 
 def resolve_weights(name: str) -> Path:

@@ -14,8 +14,6 @@ from csip.ingest.records import extract_digests, finished_videos, record_video
 from csip.ingest.video import VideoInfo, find_videos, probe
 from csip.types import Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
-BENCHMARKS = ("mars", "lsvid", "ilids", "biwi", "ias")
-
 
 @dataclass(frozen=True, slots=True)
 class Named:
@@ -102,14 +100,8 @@ def expand(source: str, camera: str) -> Iterator[Named]:
     """Turn one source into the files it names.
 
     Raises:
-        SourceError: no such path, an empty folder, a manifest without the right columns, or a benchmark.
+        SourceError: no such path, an empty folder, or a manifest without the right columns.
     """
-    prefix, colon, _ = source.partition(":")
-    if colon and prefix in BENCHMARKS and not Path(source).exists():
-        raise SourceError(
-            f"Source {source}: this version reads videos, folders of videos and .csv manifests, no benchmark folders. "
-            "Name the videos themselves."
-        )
     path = Path(source).expanduser()
     if path.suffix.lower() == ".csv" and path.is_file():
         yield from _read_manifest(path, camera)

@@ -5,25 +5,25 @@ Shapes: H W pixels of a frame, N rows, J joints.
 
 from __future__ import annotations
 
-import io
+import json
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
 
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig, digest, to_plain
 from csip.errors import StoreError, VideoError
+from csip.ingest.cut import encode_crop
 from csip.ingest.detect_pass import nobody
 from csip.ingest.records import ExtractDigests, FrameReader, Pass, detect_key, tracklet_id, tracklet_prefix
 from csip.ingest.track import TrackResult, build_tracklets
 from csip.ingest.video import VideoInfo
 from csip.joints import COCO17
 from csip.tables import RunRecord, quote
-from csip.types import FloatArray, Output, People, Progress, SourceVideo, Tracklet
+from csip.types import Output, People, Progress, SourceVideo, Tracklet
 from storage_schemas import TABLES
 
 _COMMIT_CROPS = 4_000
@@ -71,6 +71,9 @@ def track_video(
             "file or its disk does not read the same twice; copy it anew and run the same command again."
         )
     tables.upsert(out.store, "skeletons", _skeleton_rows(result.tracklets, digests.detect))
+    made = {"layout": COCO17.name, "name": "YOLO-pose on frames", "units": "frame pixels", "weights": digests.weights}
+    facts = json.dumps({"digest": digests.detect, **made}, sort_keys=True)
+    tables.describe(out.store, "skeletons", {f"csip.extractor.{digests.detect}": facts})
     rows = [_tracklet_row(t, video.video_sha, digests.track, times) for t in result.tracklets]
     where = f"video_sha = {quote(video.video_sha)} AND track_digest = {quote(digests.track)}"
     tables.upsert(out.store, "tracklets", tables.from_rows("tracklets", rows), replace=where)
@@ -160,16 +163,6 @@ def _crop_row(
     }
 
 
-def encode_crop(pixels: npt.NDArray[np.uint8], box: FloatArray, quality: int) -> bytes:
-    """Cut a box out of a frame (H, W, 3), clipped to the frame and at least one pixel wide, as JPEG."""
-    height, width = pixels.shape[:2]
-    x1, y1 = (int(np.clip(np.floor(v), 0, n - 1)) for v, n in ((box[0], width), (box[1], height)))
-    x2, y2 = int(np.clip(np.ceil(box[2]), x1 + 1, width)), int(np.clip(np.ceil(box[3]), y1 + 1, height))
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels[y1:y2, x1:x2])).save(file, "JPEG", quality=quality)
-    return file.getvalue()
-
-
 def _skeleton_rows(tracklets: tuple[Tracklet, ...], extractor_digest: str) -> pa.Table:
     ids = [t.tracklet_id for t in tracklets for _ in range(len(t))]
     return pa.table(
@@ -177,6 +170,7 @@ def _skeleton_rows(tracklets: tuple[Tracklet, ...], extractor_digest: str) -> pa
             pa.array(ids, pa.string()),
             pa.array([frame for t in tracklets for frame in t.frame_index.tolist()], pa.int64()),
             pa.array([extractor_digest] * len(ids), pa.string()),
+            pa.array([True] * len(ids), pa.bool_()),
             pa.array([COCO17.name] * len(ids), pa.string()),
             tables.keypoints_column(np.concatenate([nobody().keypoints, *(t.keypoints for t in tracklets)])),
         ],

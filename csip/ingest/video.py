@@ -19,6 +19,9 @@ from pathlib import Path
 
 import av
 import av.error
+
+# Before decord, which brings a zlib of its own: loaded after it, OpenCV can no longer decode any PNG.
+import cv2  # noqa: F401
 import decord
 import numpy as np
 import numpy.typing as npt

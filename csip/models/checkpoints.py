@@ -10,16 +10,17 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from csip import ranks
 from csip.config import ClipConfig, ModelConfig, PrototypeChoice, digest, from_plain, to_plain
@@ -47,6 +48,8 @@ class ModelSpec:
         held_out: training people of the data set that it is not trained on, to choose an epoch by.
         prototypes: how stage 2 compares clips with prototypes; "none" before it.
         temporal: whether it has Skeleton Guided Temporal Modelling, which stage 2 adds.
+        snapshot: digest of the data set whose people these are; empty where nobody knows.
+        split: which protocol and split of it, for people.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -58,6 +61,44 @@ class ModelSpec:
     held_out: tuple[int, ...] = ()
     prototypes: PrototypeChoice = "none"
     temporal: bool = False
+    snapshot: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkeletonSpec:
+    """All it takes to build a skeleton-only network again (`csip.models.skeleton_checkpoints`).
+
+    Attributes:
+        encoder: "csip" is the skeleton encoder of this method; "transg" is TranSG's.
+        width: of its features.
+        layers: of its attention.
+        heads: of its attention.
+        dropout: of the encoder.
+        graph_positions: Laplacian eigenvectors of the joint graph.
+        bn_frozen_stats: TranSG's batch norm never updates its statistics.
+        layout: name of the joint layout.
+        frames: skeletons a window.
+        pids: the people it is trained on, in label order.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    encoder: Literal["csip", "transg"]
+    width: int
+    layers: int
+    heads: int
+    dropout: float
+    graph_positions: int
+    bn_frozen_stats: bool = False
+    layout: str
+    frames: int
+    pids: tuple[int, ...]
+
+
+SpecT = TypeVar("SpecT", ModelSpec, SkeletonSpec)
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+_KINDS = {ModelSpec: "a network of pictures and skeletons", SkeletonSpec: "a skeleton-only network"}
 
 
 def _versions() -> dict[str, str]:
@@ -65,7 +106,7 @@ def _versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointHeader:
+class CheckpointHeader(Generic[SpecT]):
     """What a checkpoint says of itself.
 
     Attributes:
@@ -78,7 +119,7 @@ class CheckpointHeader:
         versions: of the libraries that computed them.
     """
 
-    spec: ModelSpec
+    spec: SpecT
     stage: str
     parent: str
     config: Any
@@ -152,7 +193,7 @@ def add_heads(
     return grown, wanted
 
 
-def save_checkpoint(model: CsipReID, header: CheckpointHeader, folder: Path) -> CheckpointRef:
+def save_checkpoint(model: nn.Module, header: CheckpointHeader[SpecT], folder: Path) -> CheckpointRef:
     """Write a checkpoint into `folder`, whole or not at all, under the name of its stage and content.
 
     Of several processes, which all have the same weights, the first one writes.
@@ -199,11 +240,16 @@ def checkpoint_ref(path: Path) -> CheckpointRef:
     """
     if not path.is_file():
         raise CheckpointError(f"Checkpoint {path}: found no such file. Name a .safetensors file that `csip` wrote.")
-    _read_header(path)
+    read_header(path)
     return CheckpointRef(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def _read_header(path: Path) -> CheckpointHeader:
+def read_header(path: Path) -> CheckpointHeader[ModelSpec] | CheckpointHeader[SkeletonSpec]:
+    """Read what a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: it cannot be read, or is none of ours.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -217,7 +263,10 @@ def _read_header(path: Path) -> CheckpointHeader:
             "Name a file that this version of `csip train-csip` wrote."
         )
     try:
-        return from_plain(CheckpointHeader, json.loads(metadata[_FORMAT]))
+        plain = json.loads(metadata[_FORMAT])
+        told = plain.get("spec") if isinstance(plain, dict) else None
+        kind = SkeletonSpec if isinstance(told, dict) and "encoder" in told else ModelSpec
+        return from_plain(CheckpointHeader[kind], plain)  # type: ignore[valid-type]
     except ValueError as error:
         raise CheckpointError(
             f"Checkpoint {path}: its header does not say how to build a network ({error}). "
@@ -225,11 +274,27 @@ def _read_header(path: Path) -> CheckpointHeader:
         ) from error
 
 
-def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader]:
-    """Load a network, strictly, after checking its bytes.
+def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader[ModelSpec]]:
+    """Load a network of pictures and skeletons, strictly, after checking its bytes.
 
     Raises:
-        CheckpointError: the file is gone, was changed, or does not fill the network it names.
+        CheckpointError: the file is gone, was changed, is of another kind, or does not fill the network it names.
+    """
+    return load_as(ref, ModelSpec, build)
+
+
+def load_as(
+    ref: CheckpointRef, kind: type[SpecT], make: Callable[[SpecT], NetworkT]
+) -> tuple[NetworkT, CheckpointHeader[SpecT]]:
+    """Load a network of one kind, strictly, after checking its bytes.
+
+    Args:
+        ref: the file.
+        kind: of the spec that its header must hold.
+        make: builds the network that a spec describes.
+
+    Raises:
+        CheckpointError: the file is gone, was changed, is of another kind, or does not fill the network it names.
     """
     path = Path(ref.path)
     found = checkpoint_ref(path)
@@ -238,11 +303,16 @@ def load_checkpoint(ref: CheckpointRef) -> tuple[CsipReID, CheckpointHeader]:
             f"Checkpoint {path}: found SHA-256 {found.sha256[:12]}, expected {ref.sha256[:12]}. "
             "The file was changed after it was written; train again or restore it."
         )
-    header = _read_header(path)
+    header: CheckpointHeader[Any] = read_header(path)
+    if not isinstance(header.spec, kind):
+        raise CheckpointError(
+            f"Checkpoint {path}: found {_KINDS[type(header.spec)]} (of the stage {header.stage!r}), expected "
+            f"{_KINDS[kind]}. Name another checkpoint, or the recipe that this one belongs to."
+        )
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     try:
-        model = build(header.spec)
+        model = make(header.spec)
         model.load_state_dict(tensors, strict=True)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"Checkpoint {path}: does not fit the network in its own header ({error}).") from error

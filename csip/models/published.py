@@ -18,7 +18,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +111,20 @@ class ImportReport:
     parameters: int
 
 
-def import_published(path: Path, towers: tuple[Tower, ...] | None = None) -> tuple[CsipReID, ModelSpec, ImportReport]:
+def import_published(
+    path: Path, towers: tuple[Tower, ...] | None = None, *, dataset: str = ""
+) -> tuple[CsipReID, ModelSpec, ImportReport]:
     """Read a checkpoint of the published implementation; nothing in it is run.
 
-    The people get the numbers 0 to K-1 and the cameras the names camera-0, camera-1, ...: the file does not name them.
+    The people get the numbers 0 to K-1, for the file does not name them, nor the cameras: without `dataset` they are
+    camera-0, camera-1, ..., and no data set's own.
     Prototypes are not in it either: the network embeds and classifies, and must be given some before it is trained on.
 
     Args:
         path: a .pth or .pt file that torch.save wrote: tensors by name, as they are or under "state_dict" or "model",
             all names with or without the prefix "module.".
         towers: the image towers known; None for `TOWERS`.
+        dataset: the benchmark it was trained on, whose cameras are called DATASET-1 and so on; empty for none.
 
     Returns:
         The network in evaluation mode, how to build it, and what became of the file's tensors.
@@ -132,6 +136,8 @@ def import_published(path: Path, towers: tuple[Tower, ...] | None = None) -> tup
     sha256 = _sha256_of(path)
     state = _read_state(path)
     spec = _read_spec(path, state, TOWERS if towers is None else towers)
+    if dataset:
+        spec = replace(spec, cameras=tuple(f"{dataset}-{n + 1}" for n in range(len(spec.cameras))))
     names = theirs.names(spec)
     try:
         network = build(spec)
@@ -314,7 +320,7 @@ def _listed(names: Any, most: int = 8) -> str:
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
-def import_checkpoint(path: Path, store: str) -> tuple[CheckpointRef, ModelSpec, ImportReport]:
+def import_checkpoint(path: Path, store: str, dataset: str = "") -> tuple[CheckpointRef, ModelSpec, ImportReport]:
     """Stage `import_checkpoint`: write a published file as a checkpoint of ours, and the run that made it.
 
     Nothing is written, and no store made, unless the whole file could be read.
@@ -324,9 +330,10 @@ def import_checkpoint(path: Path, store: str) -> tuple[CheckpointRef, ModelSpec,
         StoreError: the store cannot be made or written.
     """
     started, begun = tables.now(), time.monotonic()
-    network, spec, report = import_published(path)
+    network, spec, report = import_published(path, dataset=dataset)
     inputs = {"file": {"path": str(path), "sha256": report.sha256}}
-    header = CheckpointHeader(spec, "imported", parent="", config={"published_sha256": report.sha256})
+    said = {"published_sha256": report.sha256, "dataset": dataset}
+    header = CheckpointHeader(spec, "imported", parent="", config=said)
     tables.prepare_store(store)
     ref = save_checkpoint(network, header, Path(store) / "checkpoints")
     source = source_digest(__name__)
@@ -336,7 +343,7 @@ def import_checkpoint(path: Path, store: str) -> tuple[CheckpointRef, ModelSpec,
         RunRecord(
             run_id=uuid.uuid4().hex[:12],
             stage=STAGE,
-            key=digest(STAGE, report.sha256, source),
+            key=digest(STAGE, report.sha256, dataset, source),
             inputs=inputs,
             outputs=to_plain(ref),
             config={},

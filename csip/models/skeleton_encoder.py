@@ -63,18 +63,12 @@ class SkeletonEncoder(nn.Module):
                 f"SkeletonEncoder: got skeleton {tuple(skeleton.shape)} and frame_mask {tuple(frame_mask.shape)}, "
                 f"expected (B, T, {len(self.positions)}, 3) and (B, T)."
             )
-        x = self.embed_joint(skeleton) + self.embed_position(self._signed_positions())
+        positions = flip_signs(self.positions) if self.training else self.positions
+        x = self.embed_joint(skeleton) + self.embed_position(positions)
         # Joints attend within their own frame; motion across frames is SGTM's work.
         x = self.layers(x.reshape(b * t, j, -1)).reshape(b, t, j, -1)
         s = self.projection(x)
         return s, _masked_mean(s, frame_mask)
-
-    def _signed_positions(self) -> Tensor:
-        """An eigenvector has no sign of its own: in training each gets a random one, the same for the whole batch."""
-        if not self.training:
-            return self.positions
-        flips = ranks.from_first(torch.randint(0, 2, (self.positions.shape[1],), device=self.positions.device))
-        return self.positions * (1 - 2 * flips)
 
 
 class JointLayer(nn.Module):
@@ -108,6 +102,12 @@ class JointLayer(nn.Module):
         attended = logits.clamp(-5, 5).softmax(dim=-1).to(v.dtype) @ v  # (n, H, J, C / H)
         out: Tensor = self.out(attended.transpose(1, 2).reshape(n, j, c))
         return out
+
+
+def flip_signs(positions: Tensor) -> Tensor:
+    """Give each eigenvector (J, K) a random sign, the same for the whole batch: it has none of its own. In training."""
+    flips = ranks.from_first(torch.randint(0, 2, (positions.shape[1],), device=positions.device))
+    return positions * (1 - 2 * flips)
 
 
 def _masked_mean(s: Tensor, frame_mask: Tensor) -> Tensor:

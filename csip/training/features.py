@@ -32,7 +32,7 @@ def cache_features(
     device = resolve_device(runtime.device)
     network.to(device).eval()
     digest = encoder_digest(network, header.spec)
-    dataset = ClipDataset(snapshot, read_parts(snapshot, "train"), header.spec.clip)
+    dataset = ClipDataset(snapshot, read_parts(snapshot, "train"), header.spec.clip, skeletons=False)
     have = _known(tables.current(out.store, "frame_features"), digest)
     wanted = {
         (part.tracklet_id, int(frame)): int(row)  # parts of one tracklet may overlap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from csip.data.clips import (
     single_tracklet_people,
 )
 from csip.errors import CheckpointError, CsipError
-from csip.models.checkpoints import CheckpointHeader
+from csip.models.checkpoints import CheckpointHeader, ModelSpec, SpecT
 from csip.models.reid import CsipReID
-from csip.types import ClipBatch, IntArray, Snapshot
+from csip.types import ClipBatch, IntArray, Snapshot, TrackletPart
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def stream(seed: int, *names: object) -> int:
     return int(digest(seed, *[str(name) for name in names])[:15], 16)
 
 
-def require_stage(header: CheckpointHeader, stage: str, parents: tuple[str, ...]) -> None:
+def require_stage(header: CheckpointHeader[SpecT], stage: str, parents: tuple[str, ...]) -> None:
     """Refuse to train from a checkpoint that is none of a stage's usual parents.
 
     Raises:
@@ -47,7 +47,7 @@ def require_stage(header: CheckpointHeader, stage: str, parents: tuple[str, ...]
         )
 
 
-def training_data(snapshot: Snapshot, header: CheckpointHeader) -> ClipDataset:
+def training_data(snapshot: Snapshot, header: CheckpointHeader[ModelSpec]) -> ClipDataset:
     """Open a snapshot's training parts, labelled and cut into units as the checkpoint was built for them.
 
     Raises:
@@ -95,7 +95,16 @@ def share(
     return [sampling.share(batch, rank, size, config.clips_per_identity, field=field) for batch in plan]
 
 
-def require_finite(values: Mapping[str, Tensor], stage: str, epoch: int, dataset: ClipDataset, parts: IntArray) -> None:
+class HasParts(Protocol):
+    """A data set whose items are parts of tracklets."""
+
+    @property
+    def parts(self) -> Sequence[TrackletPart]:
+        """Name every item."""
+        ...
+
+
+def require_finite(values: Mapping[str, Tensor], stage: str, epoch: int, dataset: HasParts, parts: IntArray) -> None:
     """Stop before a loss that is no number reaches the weights.
 
     Args:
@@ -103,7 +112,7 @@ def require_finite(values: Mapping[str, Tensor], stage: str, epoch: int, dataset
         stage: the stage's name.
         epoch: in which it happens.
         dataset: what `parts` are positions in.
-        parts: of the whole batch's clips.
+        parts: of the whole batch's clips or windows.
 
     Raises:
         CsipError: a loss is NaN or infinite; names the batch's tracklets.

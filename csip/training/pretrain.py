@@ -17,6 +17,7 @@ from csip.data.clips import (
     label_of_pid,
     read_cameras,
     read_parts,
+    read_protocol,
 )
 from csip.data.loader import ClipLoader
 from csip.device import resolve_device
@@ -54,6 +55,8 @@ def initialise(
         cameras=read_cameras(snapshot),
         pids=pids,
         held_out=held_out,
+        snapshot=snapshot.digest,
+        split=", split ".join(read_protocol(snapshot)),
     )
     network, weights = initial(spec, loop.stream(seed, "initialise"))
     header = CheckpointHeader(spec, "initialise", parent="", config=to_plain([clip, model, validate]))

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from csip import ranks
-from csip.config import RuntimeConfig, Stage2Config, ValidateConfig, to_plain
+from csip.config import RuntimeConfig, Stage2Config, ValidateConfig
 from csip.data import sampling
 from csip.data.clips import ClipDataset, identity_requests
 from csip.data.loader import ClipLoader
 from csip.device import resolve_device
 from csip.lineage import source_digest
-from csip.models.checkpoints import CheckpointHeader, add_heads, encoder_digest, load_checkpoint, save_checkpoint
+from csip.models.checkpoints import add_heads, encoder_digest, load_checkpoint, save_checkpoint
 from csip.models.prototypes import mean_by_label
 from csip.models.reid import CsipReID
 from csip.training import loop, optim
 from csip.training.features import read_features
 from csip.training.losses import stage2_loss
-from csip.training.state import Training, seed_batch
+from csip.training.state import Training, keep_checkpoint, seed_batch
 from csip.training.validate import Validation
 from csip.types import CheckpointRef, ClipBatch, IntArray, Outcome, Output, Snapshot, Stage, TableRef
 
@@ -123,7 +123,8 @@ def stage2(
             looked = validation.look(network, epoch, config.epochs)
             told = training.finish_epoch(learning_rate=config.learning_rate * factor, **looked)
             child = training.header(spec, checkpoint, [config, validate])
-            _keep(training, network, child, folder, config.keep_every, validation.best_epoch(training.at.history))
+            best = validation.best_epoch(training.at.history)
+            keep_checkpoint(training, network, child, folder, every=config.keep_every, best=best)
             yield told
     training.save()  # what comes after the last step need not be done again, nor the steps before
     ref = save_checkpoint(network, training.header(spec, checkpoint, [config, validate]), folder)
@@ -135,8 +136,8 @@ def stage2(
         "epoch": chosen or config.epochs,
         "kept": kept,
     }
-    best = CheckpointRef(**training.at.kept[chosen]) if chosen else ref
-    return Outcome(best, counts, leftovers=(str(training.path),))
+    reported = CheckpointRef(**training.at.kept[chosen]) if chosen else ref
+    return Outcome(reported, counts, leftovers=(str(training.path),))
 
 
 def _count_without(batch: ClipBatch) -> int:
@@ -148,18 +149,6 @@ def _train_mode(network: CsipReID, config: Stage2Config) -> None:
     network.train()
     if config.freeze_skeleton_encoder:
         network.skeleton_encoder.eval()
-
-
-def _keep(training: Training, network: CsipReID, header: CheckpointHeader, folder: Path, every: int, best: int) -> None:
-    """Write the epoch's checkpoint if it is the best one or an n-th; the best one before is dropped again."""
-    epoch, kept = header.epoch, training.at.kept
-    if epoch != best and not (every and epoch % every == 0):
-        return
-    kept[epoch] = to_plain(save_checkpoint(network, header, folder))
-    for old in [one for one in kept if one != best and not (every and one % every == 0)]:
-        if ranks.rank() == 0:
-            Path(kept[old]["path"]).unlink(missing_ok=True)
-        del kept[old]
 
 
 @torch.inference_mode()

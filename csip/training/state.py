@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from csip import ranks
 from csip.config import digest, from_plain, to_plain
 from csip.errors import CheckpointError
-from csip.models.checkpoints import CheckpointHeader, ModelSpec, write_whole
+from csip.models.checkpoints import CheckpointHeader, SpecT, save_checkpoint, write_whole
 from csip.training.optim import Adam
 from csip.types import CheckpointRef, Output, Progress, Snapshot
 
@@ -166,7 +166,7 @@ class Training:
         self._clips_before, self._begun = 0, time.monotonic()
         return Progress(self.stage, at.epoch - 1, self.epochs, "epochs", at.history[-1])
 
-    def header(self, spec: ModelSpec, parent: CheckpointRef, config: Any) -> CheckpointHeader:
+    def header(self, spec: SpecT, parent: CheckpointRef, config: Any) -> CheckpointHeader[SpecT]:
         """Say what a checkpoint of the network as it is now is; nothing in it depends on the machine.
 
         Args:
@@ -234,3 +234,26 @@ class Training:
 def seed_batch(seed: int, epoch: int, batch: int) -> None:
     """Set torch's generators (dropout, sign flips) for one batch of this process, so that it can be done again."""
     torch.manual_seed(int(digest(seed, epoch, batch, ranks.rank())[:15], 16))
+
+
+def keep_checkpoint(
+    training: Training, network: nn.Module, header: CheckpointHeader[SpecT], folder: Path, *, every: int, best: int
+) -> None:
+    """Write the epoch's checkpoint if it is the best one or an n-th; the best one before is dropped again.
+
+    Args:
+        training: remembers what is kept.
+        network: as it is after the epoch.
+        header: of its checkpoint; names the epoch.
+        folder: of checkpoints.
+        every: n, or 0 for none.
+        best: the best epoch so far, or 0 for none.
+    """
+    epoch, kept = header.epoch, training.at.kept
+    if epoch != best and not (every and epoch % every == 0):
+        return
+    kept[epoch] = to_plain(save_checkpoint(network, header, folder))
+    for old in [one for one in kept if one != best and not (every and one % every == 0)]:
+        if ranks.rank() == 0:
+            Path(kept[old]["path"]).unlink(missing_ok=True)
+        del kept[old]

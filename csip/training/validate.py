@@ -9,10 +9,11 @@ import numpy as np
 from csip.config import EmbedConfig, EvaluateConfig, RuntimeConfig, ValidateConfig
 from csip.data.clips import ClipDataset, read_parts, read_protocol
 from csip.errors import CheckpointError, TooLittleDataError
+from csip.evaluation.distances import euclidean_distance
 from csip.evaluation.embed import embed_parts, known_cameras
-from csip.evaluation.metrics import euclidean_distance, score_ranking
+from csip.evaluation.metrics import score_ranking
 from csip.evaluation.protocol import rules
-from csip.evaluation.score import Ranking
+from csip.evaluation.ranking import Ranking
 from csip.models.checkpoints import ModelSpec
 from csip.models.reid import CsipReID
 from csip.types import Snapshot, TrackletPart
@@ -80,7 +81,7 @@ class Validation:
             if self._rule.query_in_gallery:
                 self._gallery = (*self._query, *self._gallery)
         at = {part: i for i, part in enumerate(dict.fromkeys((*self._query, *self._gallery)))}
-        self._dataset = ClipDataset(snapshot, tuple(at), spec.clip)
+        self._dataset = ClipDataset(snapshot, tuple(at), spec.clip, skeletons=False)
         self._rows = [[at[part] for part in side] for side in (self._query, self._gallery)]
         self._cameras = known_cameras(snapshot, spec)
 
@@ -95,10 +96,11 @@ class Validation:
             list(embed_parts(network, self._dataset, everybody, EmbedConfig(), self._cameras, crops, self._device))
         )
         query, gallery = (feature[rows] for rows in self._rows)
-        own = np.equal.outer(self._rows[0], self._rows[1])
-        ranking = Ranking(self._query, self._gallery, euclidean_distance(query, gallery), own)
+        ranking = Ranking(self._query, self._gallery, query, gallery, *map(np.array, self._rows))
+        own = ranking.own(slice(None))
         same_camera = self._rule.exclude_same_camera
-        scores = score_ranking(ranking.distance, *ranking.ids(), exclude_same_camera=same_camera, own=own)
+        distance = euclidean_distance(query, gallery)
+        scores = score_ranking(distance, *ranking.ids(), exclude_same_camera=same_camera, own=own)
         return {self.figure: scores.mean_ap, f"{self._config.select}_rank1": scores.rank(1)}
 
     def best_epoch(self, history: Sequence[Mapping[str, float]]) -> int:

@@ -196,7 +196,7 @@ def test_an_outcome_survives_the_way_through_json(kind, outcome):
 
 
 def test_every_record_without_arrays_is_tried_above():
-    arrays = {"Frames", "People", "Tracklet", "ClipBatch", "Embeddings", "Scores"}
+    arrays = {"Frames", "People", "Tracklet", "ClipBatch", "Scores"}
     kinds = {
         name
         for name, kind in inspect.getmembers(types, inspect.isclass)

@@ -20,6 +20,13 @@ INPUTS = {
     "clip.erase_area": (0.02, 0.2),
     "clip.erase_aspect": (0.3, 3.3),
     "embed.sampling": "restricted",
+    "embed.clip_stride": 4,
+    "benchmark.skeleton_folder": "skeleton_3d_hmr2.0",
+    # datasets.md section 1.1, item 8.
+    "evaluate.rerank": False,
+    "evaluate.rerank_k1": 50,
+    "evaluate.rerank_k2": 15,
+    "evaluate.rerank_weight": 0.3,
 }
 ENCODERS = {
     "model.image_encoder": "vit_base_patch16_clip_quickgelu_224.openai",
@@ -125,7 +132,8 @@ def test_every_number_has_an_origin_and_every_origin_a_number():
 @pytest.mark.parametrize("name", ORIGINS)
 def test_an_origin_names_the_method_a_library_or_a_reason_of_our_own(name):
     origin = ORIGINS[name]
-    assert origin.startswith(("CSIP-ReID, ", "CSIP-ReID on ", "CSIP-ReID: ", "CLIP", "ultralytics' ", "csip: "))
+    sources = ("CSIP-ReID, ", "CSIP-ReID on ", "CSIP-ReID: ", "CLIP", "ultralytics' ", "TranSG", "csip: ")
+    assert origin.startswith(sources)
     assert "#" not in origin, "the mark before an origin in what `csip config` prints"
     assert "\n" not in origin
 

@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import lance
 import numpy as np
@@ -393,3 +394,26 @@ def test_views_of_a_binary_column_are_its_values():
     column = pa.chunked_array([pa.array(values, pa.binary())[1:], pa.array(values[:2], pa.binary())])
     assert tables.binary_views(column) == [b"", b"three", b"\xff\x00", b"one", b""]
     assert tables.binary_views(pa.chunked_array([], pa.binary())) == []
+
+
+def test_what_is_said_of_a_table_stands_in_its_metadata_at_that_version(store):
+    before = tables.current(store, "skeletons")
+    tables.describe(store, "skeletons", {"csip.extractor.a": "one"})
+    tables.describe(store, "skeletons", {"csip.extractor.b": "two"})
+    after = tables.current(store, "skeletons")
+    assert tables.described(after) == {"csip.extractor.a": "one", "csip.extractor.b": "two"}
+    assert tables.described(before) == {}
+    # Said again, it makes no version.
+    tables.describe(store, "skeletons", {"csip.extractor.a": "one"})
+    assert tables.current(store, "skeletons") == after
+
+
+def test_several_writers_may_say_things_of_one_table(store):
+    # Lance refuses the second of two such commits that began from one version.
+    def say(number):
+        for i in range(4):
+            tables.describe(store, "skeletons", {f"csip.{number}.{i}": "x"})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(say, range(4)))
+    assert len(tables.described(tables.current(store, "skeletons"))) == 16

@@ -7,7 +7,6 @@ import torch
 from csip.types import (
     CheckpointRef,
     ClipBatch,
-    Embeddings,
     Frames,
     People,
     Scores,
@@ -116,19 +115,8 @@ def test_parts_of_one_tracklet_are_told_apart_and_one_part_in_two_roles_is_not()
     assert PART.unit == dataclasses.replace(PART, pid=8, camid=0).unit
 
 
-def test_embeddings_have_length_one():
-    rows = np.array([[3, 4], [0, 1]], np.float32)
-    Embeddings(rows / np.array([[5], [1]], np.float32), (PART, PART))
-    with pytest.raises(ValueError, match=r"Embeddings\.feature: got lengths 1\.0000 to 5\.0000, expected 1"):
-        Embeddings(rows, (PART, PART))
-    with pytest.raises(ValueError, match=r"Embeddings\.feature: got shape \(2, 2\), expected \(1, \*\)"):
-        Embeddings(rows, (PART,))
-    with pytest.raises(ValueError, match=r"Embeddings\.feature: got lengths .*expected 1"):
-        Embeddings(np.full((1, 2), np.nan, np.float32), (PART,))
-
-
 def test_rank_k_of_a_small_gallery_is_that_of_all_of_it():
-    scores = Scores(np.array([0.25, 0.5, 1.0]), 0.4, 4, 4)
+    scores = Scores(np.array([0.25, 0.5, 1.0]), 0.4, 0.4, 0.3, 4, 4)
     assert [scores.rank(k) for k in (1, 2, 3, 20)] == [0.25, 0.5, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"rank: got k=0, expected 1 or more"):
         scores.rank(0)

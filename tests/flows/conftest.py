@@ -183,4 +183,7 @@ def demo(built, street, settings, tmp_path_factory):
         patch.setattr("flows.commands.files", lambda _: assets.parent)
         assert main(words) == 0
     told = json.loads(out.getvalue())
-    return SimpleNamespace(store=store, snapshot=told["build"]["snapshot"], **told)
+    (one,) = told["train"]["trained"]
+    return SimpleNamespace(
+        store=store, snapshot=told["build"]["snapshot"], build=told["build"], train=told["train"] | one
+    )

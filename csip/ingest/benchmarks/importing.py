@@ -5,8 +5,10 @@ Shapes: T frames of a tracklet, J joints.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,17 @@ import pyarrow as pa
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig, digest, to_plain
 from csip.errors import SourceError, StoreError
-from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet
+from csip.ingest.benchmarks.biwi import biwi
+from csip.ingest.benchmarks.crop_pose import PoseSkeletons
+from csip.ingest.benchmarks.crops import NoSkeletons, SidecarSkeletons, SkeletonSource
+from csip.ingest.benchmarks.ias import ias
+from csip.ingest.benchmarks.ilids import ilids
+from csip.ingest.benchmarks.ilids import sidecar_folder as ilids_sidecars
+from csip.ingest.benchmarks.labelled import labelled
+from csip.ingest.benchmarks.lsvid import lsvid
+from csip.ingest.benchmarks.lsvid import sidecar_folder as lsvid_sidecars
+from csip.ingest.benchmarks.mars import mars
+from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, SplitRow
 from csip.ingest.benchmarks.walkers import walkers
 from csip.tables import quote
 from csip.types import Outcome, Output, Progress, Snapshot, Stage
@@ -23,20 +35,100 @@ from storage_schemas import TABLES
 IMPORT_VERSION = 1
 """Raise it when a change to this file changes the rows that it makes of the same tracklets."""
 
-_COMMIT_CROPS = 4_000
+_COMMIT_FRAMES = 4_000
 _PINNED = ("tracklets", "crops", "skeletons", "splits")
 
 
-def _walkers(rest: str, config: ExtractConfig) -> Benchmark:
+Opener = Callable[[str, str, ExtractConfig, RuntimeConfig], Benchmark]
+
+
+def _walkers(rest: str, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
     if rest:
         raise SourceError(
-            f"Source walkers:{rest}: found {rest!r} behind the colon, expected nothing there. The people are made "
+            f"Source {source}: found {rest!r} behind the colon, expected nothing there. The people are made "
             "here; what they are like is set with --set walkers.FIELD=VALUE."
         )
     return walkers(config.walkers)
 
 
-_OPENERS: Mapping[str, Callable[[str, ExtractConfig], Benchmark]] = {"walkers": _walkers}
+def _mars(rest: str, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
+    root = _folder(rest, source)
+    skeletons = _skeletons(root / config.benchmark.skeleton_folder, source, config, runtime)
+    return mars(root, source, skeletons, config.benchmark)
+
+
+def _lsvid(rest: str, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
+    root = _folder(rest, source)
+    beside = lsvid_sidecars(root, config.benchmark)
+    return lsvid(root, source, _skeletons(beside, source, config, runtime), config.benchmark)
+
+
+def _ilids(rest: str, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
+    root = _folder(rest, source)
+    beside = ilids_sidecars(root, config.benchmark)
+    return ilids(root, source, _skeletons(beside, source, config, runtime), config.benchmark)
+
+
+def _biwi(rest: str, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
+    return biwi(_folder(rest, source), source)
+
+
+def _ias(rest: str, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
+    return ias(_folder(rest, source), source)
+
+
+def _labelled(rest: str, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
+    path = _existing(rest, source)
+    root = path if path.is_dir() else path.parent
+    skeletons = _skeletons(root / config.benchmark.skeleton_folder, source, config, runtime)
+    return labelled(path, source, skeletons, config, runtime)
+
+
+_OPENERS: Mapping[str, Opener] = {
+    **{"mars": _mars, "lsvid": _lsvid, "ilids": _ilids, "biwi": _biwi, "ias": _ias},
+    **{"labelled": _labelled, "walkers": _walkers},
+}
+
+
+def _existing(rest: str, source: str) -> Path:
+    path = Path(rest).expanduser().resolve()
+    if not rest or not path.exists():
+        kind = source.partition(":")[0]
+        raise SourceError(
+            f"Source {source}: found nothing there, expected the data set as it is distributed. Name it behind the "
+            f"colon: {kind}:/path/to/it."
+        )
+    return path
+
+
+def _folder(rest: str, source: str) -> Path:
+    path = _existing(rest, source)
+    if not path.is_dir():
+        raise SourceError(f"Source {source}: found a file, expected the data set's folder. Unpack it first.")
+    return path
+
+
+def _skeletons(beside: Path, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> SkeletonSource:
+    """Choose where crops get their skeletons from.
+
+    Args:
+        beside: where side-car files would be.
+        source: as the user named it.
+        config: `benchmark.skeletons` says which; the pose model is that of `detect`.
+        runtime: of the pose model.
+    """
+    choice = config.benchmark.skeletons
+    if choice == "auto":
+        choice = "files" if beside.is_dir() else "pose"
+    if choice == "files" and not beside.is_dir():
+        raise SourceError(
+            f"Source {source}: found no folder {beside}, expected side-car files with skeletons there. Name the folder "
+            "with --set benchmark.skeleton_folder=NAME, or let the pose model find them: "
+            "--set benchmark.skeletons=pose."
+        )
+    if choice == "files":
+        return SidecarSkeletons()
+    return NoSkeletons() if choice == "none" else PoseSkeletons(config, runtime)
 
 
 def benchmark_name(source: str) -> str:
@@ -60,11 +152,11 @@ def is_benchmark(sources: Sequence[str]) -> bool:
     return bool(named)
 
 
-def open_benchmark(source: str, config: ExtractConfig) -> Benchmark:
-    """Describe the benchmark that a source names, `kind:` and what that kind wants behind it.
+def open_benchmark(source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
+    """Find and check the benchmark that a source names, `kind:` and what that kind wants behind it.
 
     Raises:
-        SourceError: no such kind; the message lists those there are.
+        SourceError: no such kind (the message lists those there are), or the data set is not as it should be.
     """
     kind, colon, rest = source.partition(":")
     if not colon or kind not in _OPENERS:
@@ -73,37 +165,54 @@ def open_benchmark(source: str, config: ExtractConfig) -> Benchmark:
             f"Source {source!r}: found no benchmark of that name, expected one that begins with: {known}. "
             "Name one of those, or build from videos with `csip build-skeletons`."
         )
-    return _OPENERS[kind](rest, config)
+    return _OPENERS[kind](rest, source, config, runtime)
+
+
+def count_benchmark(benchmark: Benchmark) -> dict[str, object]:
+    """Count what a checked benchmark has, before any of it is loaded."""
+    return {
+        "data set": benchmark.name,
+        "digest": benchmark.digest,
+        "cameras": len({row.camid for row in benchmark.splits}),
+        "tracklets": len({row.tracklet_id for row in benchmark.splits}),
+        "skeletons": _made_by(benchmark),
+        **_count_roles(benchmark.splits),
+        **benchmark.counts,
+    }
 
 
 def import_benchmark(out: Output, source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Stage[Snapshot]:
-    """Write a benchmark's rows, in commits of a bounded number of crops, and publish it with its protocol.
+    """Check a benchmark, write its rows in commits of a bounded number of crops, and publish it with its protocols.
 
     The snapshot's name follows from what decides its rows. One that is published already is given back as it is;
     tracklets that are in the store already are not loaded again, so that an interrupted import goes on.
 
     Args:
         out: the store.
-        source: `walkers:`.
-        config: the section of that benchmark.
-        runtime: nothing of it is read: loading is not worth a second process.
+        source: such as `mars:/data/mars`; see `open_benchmark`.
+        config: the sections that say how it becomes rows.
+        runtime: device and batch of the pose model, where crops need one.
 
     Raises:
-        SourceError: the source names no benchmark.
+        SourceError: the source names no benchmark, or the data set is not as it should be; nothing is written then.
         StoreError: another snapshot has this name.
     """
+    yield Progress("import_benchmark", 0, 0, "tracklets")
+    benchmark = open_benchmark(source, config, runtime)
     tables.prepare_store(out.store)
-    benchmark = open_benchmark(source, config)
     content = digest(IMPORT_VERSION, benchmark.digest)
     name = f"{benchmark.name}-{content[:8]}"
     known = {row["name"]: row for row in tables.read(tables.current(out.store, "snapshots"), ["digest"]).to_pylist()}
     if name in known and known[name]["digest"] != content:
         raise StoreError(
             f"Store {out.store}: a snapshot {name} of other content is published there already, by a rare accident of "
-            "names. Build into another store, or change walkers.seed."
+            "names. Build into another store."
         )
     if name not in known:
         yield from _write_tracklets(out.store, benchmark, content)
+        if benchmark.layout:
+            facts = {"layout": benchmark.layout, "digest": content, **benchmark.extractor}
+            tables.describe(out.store, "skeletons", {f"csip.extractor.{content}": json.dumps(facts, sort_keys=True)})
         counts = _write_splits(out.store, name, benchmark, content)
         versions = {table: tables.current(out.store, table).version for table in _PINNED}
         snapshot = Snapshot(name, out.store, versions, content)
@@ -122,7 +231,7 @@ def _write_tracklets(store: str, benchmark: Benchmark, content: str) -> Iterator
     for i, name in enumerate(todo):
         yield Progress("import_benchmark", len(names) - len(todo) + i, len(names), "tracklets")
         waiting.append(benchmark.load(name))
-        if sum(map(len, waiting)) >= _COMMIT_CROPS:
+        if sum(map(len, waiting)) >= _COMMIT_FRAMES:
             _commit(store, waiting, content)
             waiting = []
     if waiting:
@@ -134,36 +243,46 @@ def _own(content: str) -> str:
 
 
 def _commit(store: str, tracklets: Sequence[BenchmarkTracklet], content: str) -> None:
-    rows = [row for tracklet in tracklets for row in _crop_rows(tracklet)]
-    tables.upsert(store, "crops", tables.from_rows("crops", rows))
-    tables.upsert(store, "skeletons", _skeleton_rows(tracklets, content))
+    with_crops = [tracklet for tracklet in tracklets if tracklet.images]
+    if with_crops:
+        tables.upsert(store, "crops", _crop_rows(with_crops))
+    with_skeletons = [tracklet for tracklet in tracklets if tracklet.layout]
+    if with_skeletons:
+        tables.upsert(store, "skeletons", _skeleton_rows(with_skeletons, content))
     rows = [_tracklet_row(tracklet, content) for tracklet in tracklets]
     tables.upsert(store, "tracklets", tables.from_rows("tracklets", rows))
 
 
-def _crop_rows(tracklet: BenchmarkTracklet) -> Iterator[dict[str, object]]:
-    for i, image in enumerate(tracklet.images):
-        yield {
-            "tracklet_id": tracklet.tracklet_id,
-            "frame_index": int(tracklet.frame_index[i]),
-            "time": float(tracklet.time[i]),
-            "box": tracklet.boxes[i].tolist(),
-            "score": float(tracklet.score[i]),
-            "media_type": tracklet.media_type,
-            "image": image,
-        }
+def _ids(tracklets: Sequence[BenchmarkTracklet]) -> pa.Array:
+    return pa.array([name for t in tracklets for name in [t.tracklet_id] * len(t)], pa.string())
+
+
+def _crop_rows(tracklets: Sequence[BenchmarkTracklet]) -> pa.Table:
+    return pa.table(
+        [
+            _ids(tracklets),
+            pa.array(np.concatenate([t.frame_index for t in tracklets]), pa.int64()),
+            pa.array(np.concatenate([t.time for t in tracklets]), pa.float64()),
+            tables.boxes_column(np.concatenate([t.boxes for t in tracklets])),
+            pa.array(np.concatenate([t.score for t in tracklets]), pa.float32()),
+            pa.array([kind for t in tracklets for kind in t.media_types], pa.string()),
+            pa.array([image for t in tracklets for image in t.images], pa.binary()),
+        ],
+        schema=TABLES["crops"],
+    )
 
 
 def _skeleton_rows(tracklets: Sequence[BenchmarkTracklet], content: str) -> pa.Table:
-    """A frame without a skeleton has no row."""
-    seen = [(t, int(i)) for t in tracklets for i in np.flatnonzero(t.has_skeleton)]
+    """A frame without a skeleton keeps its row, and says so."""
+    total = sum(map(len, tracklets))
     return pa.table(
         [
-            pa.array([t.tracklet_id for t, _ in seen], pa.string()),
-            pa.array([int(t.frame_index[i]) for t, i in seen], pa.int64()),
-            pa.array([content] * len(seen), pa.string()),
-            pa.array([t.layout for t, _ in seen], pa.string()),
-            tables.keypoints_column(np.concatenate([t.keypoints[t.has_skeleton] for t in tracklets])),
+            _ids(tracklets),
+            pa.array(np.concatenate([t.frame_index for t in tracklets]), pa.int64()),
+            pa.array([content] * total, pa.string()),
+            pa.array(np.concatenate([t.has_skeleton for t in tracklets]), pa.bool_()),
+            pa.array([layout for t in tracklets for layout in [t.layout] * len(t)], pa.string()),
+            tables.keypoints_column(np.concatenate([t.keypoints for t in tracklets])),
         ],
         schema=TABLES["skeletons"],
     )
@@ -192,11 +311,11 @@ def _write_splits(store: str, name: str, benchmark: Benchmark, content: str) -> 
     rows = [
         {
             "dataset": name,
-            "protocol": benchmark.name,
+            "protocol": row.protocol,
             "split": row.split,
             "tracklet_id": row.tracklet_id,
-            "first_frame": facts[row.tracklet_id]["first_frame"],
-            "last_frame": facts[row.tracklet_id]["last_frame"],
+            "first_frame": row.frames[0] if row.frames else facts[row.tracklet_id]["first_frame"],
+            "last_frame": row.frames[1] if row.frames else facts[row.tracklet_id]["last_frame"],
             "role": row.role,
             "group": row.group,
             "pid": row.pid,
@@ -206,21 +325,30 @@ def _write_splits(store: str, name: str, benchmark: Benchmark, content: str) -> 
         for row in benchmark.splits
     ]
     tables.upsert(store, "splits", tables.from_rows("splits", rows), replace=f"dataset = {quote(name)}")
-    parts = Counter(row.role for row in benchmark.splits)
-    train = {row.pid for row in benchmark.splits if row.role == "train"}
-    crops = sum(row["num_frames"] for row in facts.values())
+    frames = sum(row["num_frames"] for row in facts.values())
     sure = sum(row["num_frames"] * row["keypoint_confidence"] for row in facts.values())
+    seen = {"keypoint_confidence": round(sure / frames, 4)} if benchmark.layout else {}
+    return count_benchmark(benchmark) | {"frames": frames} | seen
+
+
+def _made_by(benchmark: Benchmark) -> str:
+    if not benchmark.layout:
+        return "none"
+    return f"{benchmark.layout} from {benchmark.extractor.get('name', 'the data set')}"
+
+
+def _count_roles(splits: Sequence[SplitRow]) -> dict[str, object]:
+    """Count people and parts under the first split of the first protocol, and name all protocols there are."""
+    names = list(dict.fromkeys((row.protocol, row.split) for row in splits))
+    rows = [row for row in splits if (row.protocol, row.split) == names[0]]
+    parts = Counter(row.role for row in rows)
+    train = {row.pid for row in rows if row.role == "train"}
+    several = Counter(protocol for protocol, _ in names)
+    groups = Counter(group for group, _ in {(row.group, row.pid) for row in rows} if group)
     return {
-        "cameras": len({row.camid for row in benchmark.splits}),
-        "tracklets": len(facts),
-        "crops": crops,
-        "keypoint_confidence": round(sure / crops, 4),
+        "protocols": ", ".join(f"{name} ({n} splits)" if n > 1 else name for name, n in several.items()),
         "train_people": len(train),
-        "test_people": len({row.pid for row in benchmark.splits} - train),
+        "test_people": len({row.pid for row in rows if row.role != "train"}),
         **{f"{role}_parts": parts[role] for role in ("train", "query", "gallery")},
-        **{f"{group}_people": number for group, number in sorted(_groups(benchmark).items())},
+        **{f"{group}_people": number for group, number in sorted(groups.items())},
     }
-
-
-def _groups(benchmark: Benchmark) -> Counter[str]:
-    return Counter(group for group, _ in {(row.group, row.pid) for row in benchmark.splits} if group)

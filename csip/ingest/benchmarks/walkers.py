@@ -26,6 +26,7 @@ from csip.ingest.benchmarks.walkers_drawing import Figure, Scene, Window, figure
 from csip.ingest.benchmarks.walkers_gait import JOINTS, Points, walk
 from csip.ingest.benchmarks.walkers_people import Person, draw, make_person
 from csip.joints import COCO17, H36M17
+from csip.protocols import WALKERS
 from csip.types import FloatArray
 
 WALKERS_VERSION: Final = 1
@@ -93,13 +94,14 @@ def walkers(config: WalkersConfig) -> Benchmark:
                 name = f"{content[:12]}-{pid:05d}-{camid:02d}-{number:02d}"
                 role: Role = "train" if pid not in people.test else "query" if number == 0 else "gallery"
                 group = "" if twin is None else TWINS
-                rows[name] = SplitRow(name, "0", role, pid, camid, f"camera-{camid}", group)
+                rows[name] = SplitRow(name, WALKERS, "0", role, pid, camid, f"camera-{camid}", group)
                 where[name] = (person, camid, number)
 
     def load(name: str) -> BenchmarkTracklet:
         return make_tracklet(config, name, *where[name])
 
-    return Benchmark("walkers", content, tuple(rows.values()), load)
+    facts = {"name": "walkers", "units": "frame pixels" if config.layout == COCO17.name else "metres"}
+    return Benchmark("walkers", content, tuple(rows.values()), load, config.layout, facts)
 
 
 def make_scene(config: WalkersConfig, person: Person, camid: int, number: int) -> Scene:
@@ -153,7 +155,7 @@ def make_tracklet(config: WalkersConfig, name: str, person: Person, camid: int, 
         boxes=boxes,
         score=np.clip(rng.normal(0.9, 0.04, config.frames), 0, 1).astype(np.float32),
         images=tuple(_encode(image, config.jpeg_quality) for image in images),
-        media_type="image/jpeg",
+        media_types=("image/jpeg",) * config.frames,
         layout=config.layout,
         keypoints=np.where(has_skeleton[:, None, None], keypoints, 0).astype(np.float32),
         has_skeleton=has_skeleton,

@@ -135,7 +135,7 @@ def test_a_skeleton_is_normalised_over_its_whole_tracklet_not_its_part(tiny, tin
         size = 10 if position < 6 else 20
         points = 60 + size * tiny.skeleton(number, position)
         row = {"tracklet_id": walk.tracklet_id, "frame_index": frame, "extractor_digest": "e" * 64, "layout": "coco17"}
-        rows.append(row | {"keypoints": [[float(x), float(y), 0.9] for x, y in points]})
+        rows.append(row | {"has_skeleton": True, "keypoints": [[float(x), float(y), 0.9] for x, y in points]})
     version = tables.upsert(tiny_store.store, "skeletons", tables.from_rows("skeletons", rows)).version
     tiny_store.tables["skeletons"] = version
     parts = [p for p in read_parts(tiny_store, "train") if p.tracklet_id == walk.tracklet_id]

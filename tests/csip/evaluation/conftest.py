@@ -8,6 +8,7 @@ from csip.config import EvaluateConfig
 from csip.evaluation.charts import Curve
 from csip.evaluation.page import (
     Artifact,
+    BreakdownRow,
     CountRow,
     Crop,
     LineageStep,
@@ -19,7 +20,8 @@ from csip.evaluation.page import (
     TableRow,
     TrackletStrip,
 )
-from csip.evaluation.protocol import LABEL, SELF_LABELLED, describe, rules
+from csip.evaluation.protocol import LABEL, describe, rules
+from csip.protocols import SELF_LABELLED
 
 # A person standing straight in a box of 40 x 100 pixels: x and y of COCO-17, from the nose to the ankles.
 STANDING = (
@@ -82,10 +84,11 @@ def sample_report(jpeg, box, keypoints):
         protocol=describe(rules(EvaluateConfig(), SELF_LABELLED), SELF_LABELLED),
         ranks=(1, 5, 20),
         scores=(
-            ScoreRow("trained", 0.625, (0.5, 0.75, 1.0), 5, 4, is_main=True),
+            ScoreRow("trained", 0.625, (0.5, 0.75, 1.0), 5, 4, True, (0.5, 0.7125), 0.6, 0.4375),
             ScoreRow("untrained encoder", 0.25, (0.0, 0.25, 0.5), 5, 4),
             ScoreRow("HSV colour histogram", 0.375, (0.25, 0.5, 0.75), 5, 4),
         ),
+        breakdown=(BreakdownRow("gate to hall", 3, 2, 0.75, 0.5), BreakdownRow("1 to 15 frames", 2, 0, None, None)),
         losses=(
             LossChart("Stage 1", "epoch", "loss (nats)", (Curve("both", (1, 2, 3), (3.0, 2.0, 1.5)),)),
             LossChart("Stage 2", "epoch", "loss (nats)", (Curve("total", (), ()),)),

@@ -11,12 +11,27 @@ from csip import tables
 from csip.config import EmbedConfig, RuntimeConfig, ValidateConfig
 from csip.data.clips import ClipDataset, ClipRequest, read_parts
 from csip.errors import TooLittleDataError
-from csip.evaluation.embed import embed, embed_histogram, embed_parts, known_cameras, read_embeddings
+from csip.evaluation.embed import (
+    embed,
+    embed_histogram,
+    embed_parts,
+    encoder_name,
+    known_cameras,
+    read_embeddings,
+)
 from csip.evaluation.histogram import color_histogram
 from csip.models.checkpoints import load_checkpoint
 from csip.training.pretrain import initialise
 
 RESTRICTED, DENSE = EmbedConfig(sampling="restricted"), EmbedConfig(sampling="dense")
+
+
+def features(ref, parts):
+    """The embeddings of whole parts, (N, E) in their order."""
+    units, of_part, feature = read_embeddings(ref, parts)
+    assert units == tuple(parts)
+    assert of_part.tolist() == list(range(len(parts)))
+    return feature
 
 
 @pytest.fixture
@@ -49,7 +64,7 @@ def by_hand(checkpoint, snapshot, part, windows, camid):
 
 def test_every_query_and_gallery_part_has_one_embedding_of_length_one(embedded, test_parts):
     progress, outcome = embedded()
-    feature = read_embeddings(outcome.value, test_parts)
+    feature = features(outcome.value, test_parts)
     # D + C + D of the tiny network.
     assert feature.shape == (4, 96)
     assert feature.dtype == np.float32
@@ -64,11 +79,11 @@ def test_every_query_and_gallery_part_has_one_embedding_of_length_one(embedded, 
 def test_before_stage_2_an_embedding_is_g_and_v_bar_and_named_after_its_stage(
     out, run, tiny, tiny_snapshot, untrained, grown, test_parts
 ):
-    plain = run(embed(out, untrained, tiny_snapshot, RESTRICTED, "", tiny.runtime))[1].value
-    whole = run(embed(out, grown, tiny_snapshot, RESTRICTED, "", tiny.runtime))[1].value
+    plain = run(embed(out, untrained, tiny_snapshot, RESTRICTED, encoder_name(untrained), tiny.runtime))[1].value
+    whole = run(embed(out, grown, tiny_snapshot, RESTRICTED, encoder_name(grown), tiny.runtime))[1].value
     assert (plain.encoder, whole.encoder) == ("untrained", "trained")
     # D + C: the same encoders without SGTM's f, and so the same first two thirds before both are brought to length 1.
-    short, long = read_embeddings(plain, test_parts), read_embeddings(whole, test_parts)[:, :64]
+    short, long = features(plain, test_parts), features(whole, test_parts)[:, :64]
     assert short.shape == (4, 64)
     np.testing.assert_allclose(short, long / np.linalg.norm(long, axis=1, keepdims=True), atol=1e-5)
 
@@ -89,7 +104,7 @@ def test_parts_are_embedded_in_the_order_asked_for_however_many_at_once(tiny_sna
 
 
 def test_restricted_takes_the_first_frame_of_each_chunk(embedded, test_parts, tiny_snapshot, grown):
-    feature = read_embeddings(embedded()[1].value, test_parts)
+    feature = features(embedded()[1].value, test_parts)
     # Six frames in four chunks of two, seven in four of two; positions past the end repeat the last frame.
     windows = {"p2-a": (0, 2, 4, 6), "p55-a": (0, 2, 4, 5), "p2-b": (0, 2, 4, 6), "p55-b": (0, 2, 4, 5)}
     for part, found in zip(test_parts, feature, strict=True):
@@ -98,7 +113,7 @@ def test_restricted_takes_the_first_frame_of_each_chunk(embedded, test_parts, ti
 
 
 def test_dense_averages_over_all_windows_before_it_normalises(embedded, test_parts, tiny_snapshot, grown):
-    feature = read_embeddings(embedded(DENSE)[1].value, test_parts)
+    feature = features(embedded(DENSE)[1].value, test_parts)
     # The last window goes round: two or three frames are left over.
     windows = {6: [(0, 1, 2, 3), (4, 5, 4, 5)], 7: [(0, 1, 2, 3), (4, 5, 6, 4)]}
     for part, found in zip(test_parts, feature, strict=True):
@@ -110,10 +125,10 @@ def test_the_two_samplings_stand_side_by_side(embedded, test_parts):
     restricted, dense = embedded()[1].value, embedded(DENSE)[1].value
     assert restricted.encoder_digest != dense.encoder_digest
     assert tables.count(dense.table) == 8
-    assert not np.allclose(read_embeddings(restricted, test_parts), read_embeddings(dense, test_parts), atol=1e-4)
+    assert not np.allclose(features(restricted, test_parts), features(dense, test_parts), atol=1e-4)
     np.testing.assert_array_equal(
-        read_embeddings(restricted, test_parts),
-        read_embeddings(type(restricted)(dense.table, *_rest(restricted)), test_parts),
+        features(restricted, test_parts),
+        features(type(restricted)(dense.table, *_rest(restricted)), test_parts),
     )
 
 
@@ -122,9 +137,9 @@ def _rest(ref):
 
 
 def test_how_many_crops_go_in_at_once_changes_nothing(embedded, test_parts, out):
-    one = read_embeddings(embedded(DENSE, encode_batch=1)[1].value, test_parts)
+    one = features(embedded(DENSE, encode_batch=1)[1].value, test_parts)
     tables.delete(out.store, "embeddings", "true")
-    many = read_embeddings(embedded(DENSE, encode_batch=1000)[1].value, test_parts)
+    many = features(embedded(DENSE, encode_batch=1000)[1].value, test_parts)
     np.testing.assert_allclose(one, many, atol=1e-5)
 
 
@@ -152,7 +167,7 @@ def test_a_camera_the_network_does_not_know_gets_no_cameras_own_vector(
     feature = dict(
         zip(
             (p.tracklet_id for p in test_parts),
-            read_embeddings(embedded(checkpoint=checkpoint)[1].value, test_parts),
+            features(embedded(checkpoint=checkpoint)[1].value, test_parts),
             strict=True,
         )
     )
@@ -166,7 +181,7 @@ def test_a_camera_the_network_does_not_know_gets_no_cameras_own_vector(
 def test_a_histogram_is_that_of_all_the_parts_crops(out, run, tiny_snapshot, test_parts):
     config = EmbedConfig(histogram_bins=(8, 2, 4))
     _, outcome = run(embed_histogram(out, tiny_snapshot, config))
-    feature = read_embeddings(outcome.value, test_parts)
+    feature = features(outcome.value, test_parts)
     assert (outcome.value.encoder, outcome.value.checkpoint_sha) == ("hsv-histogram", "")
     crops = tables.read(tables.pinned(tiny_snapshot, "crops"), ["image"]).to_pylist()
     for part, found in zip(test_parts, feature, strict=True):
@@ -184,7 +199,7 @@ def test_a_histogram_is_that_of_all_the_parts_crops(out, run, tiny_snapshot, tes
 
 def test_embeddings_are_read_in_the_order_asked_for(embedded, test_parts):
     ref = embedded()[1].value
-    forward, backward = read_embeddings(ref, test_parts), read_embeddings(ref, test_parts[::-1])
+    forward, backward = features(ref, test_parts), features(ref, test_parts[::-1])
     np.testing.assert_array_equal(forward, backward[::-1])
 
 

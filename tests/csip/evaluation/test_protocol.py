@@ -11,15 +11,14 @@ from csip.evaluation.protocol import (
     BETWEEN,
     CAVEAT,
     LABEL,
-    SELF_LABELLED,
     TOO_SHORT,
-    WALKERS,
     cut_parts,
     describe,
     label,
     rules,
     self_labelled_split,
 )
+from csip.protocols import ILIDS_TEST_FIRST, MARS, PROTOCOLS, SELF_LABELLED, WALKERS
 
 
 def regular(n, fps=10.0, start=0):
@@ -202,8 +201,8 @@ def test_the_description_of_self_labelled_scores_carries_the_caveat():
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (EvaluateConfig(), ["own camera do not count", "the gallery holds no queries"]),
-        (EvaluateConfig(query_in_gallery=True), ["the queries stand in the gallery too"]),
+        (EvaluateConfig(), ["own camera do not count", "the queries stand in the gallery too", "junk left out"]),
+        (EvaluateConfig(query_in_gallery=False), ["the gallery holds no queries", "not the protocol's own rule"]),
         (EvaluateConfig(exclude_same_camera=False), ["matches under the query's own camera count"]),
     ],
 )
@@ -218,3 +217,22 @@ def test_the_description_of_walkers_says_that_they_are_made_and_who_looks_for_wh
     assert words.startswith(f"{label(WALKERS)}: of synthetic people, each test person's first pass before each camera")
     assert "own camera do not count" in words
     assert label(SELF_LABELLED) == LABEL
+
+
+def test_the_official_rule_is_not_called_another():
+    assert rules(EvaluateConfig(), MARS).query_in_gallery
+    assert "not the protocol's own rule" not in describe(rules(EvaluateConfig(), MARS), MARS)
+
+
+def test_one_split_of_ten_says_so():
+    words = describe(rules(EvaluateConfig(), ILIDS_TEST_FIRST), ILIDS_TEST_FIRST, split="3", ranked="clips of 8 frames")
+    assert "Split 3 alone; the literature reports the mean of 10 splits." in words
+    assert "ranked: clips of 8 frames" in words
+
+
+def test_a_description_says_that_and_how_distances_were_reranked():
+    assert "re-ranked (k1 50)" in describe(rules(EvaluateConfig(), MARS), MARS, rerank="k1 50")
+
+
+def test_every_protocol_says_who_asks_whom():
+    assert all(one.words for one in PROTOCOLS.values())

@@ -9,8 +9,9 @@ import pytest
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, SplitConfig, TrackConfig
 from csip.errors import TooLittleDataError
-from csip.evaluation.protocol import BETWEEN, SELF_LABELLED, TOO_SHORT
+from csip.evaluation.protocol import BETWEEN, TOO_SHORT
 from csip.evaluation.publish import publish
+from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord
 from csip.types import ExtractedVideo, Output, SourceVideo, VideoList
 

@@ -69,9 +69,13 @@ def test_the_page_loads_nothing_and_runs_nothing(sample_report):
 def test_every_number_of_the_score_table_is_there(sample_report):
     page = Page(render(sample_report))
     # Galleries of three items answer rank-5 and rank-20 with all they have.
-    for row in (["62.5", "50.0", "100.0", "100.0"], ["25.0", "0.0", "50.0", "50.0"], ["37.5", "25.0", "75.0", "75.0"]):
-        start = next(i for i in range(len(page.texts)) if page.texts[i : i + 4] == row)
-        assert page.texts[start + 4] == "4 of 5"
+    for row in (
+        ["62.5", "50.0 % to 71.2 %", "60.0 %", "43.8 %", "50.0", "100.0", "100.0"],
+        ["25.0", "none", "none", "0.0", "50.0", "50.0"],
+        ["37.5", "none", "none", "25.0", "75.0", "75.0"],
+    ):
+        start = next(i for i in range(len(page.texts)) if page.texts[i : i + len(row)] == row)
+        assert page.texts[start + len(row)] == "4 of 5"
 
 
 def test_only_the_best_of_a_column_is_marked_even_where_that_is_not_the_main_row(sample_report):

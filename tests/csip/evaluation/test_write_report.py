@@ -10,15 +10,17 @@ import pyarrow as pa
 import pytest
 
 from csip import tables
-from csip.config import EvaluateConfig, Experiment, ReportConfig, to_plain
-from csip.evaluation.protocol import CAVEAT, LABEL, SELF_LABELLED
+from csip.config import EvaluateConfig, Experiment, ReportConfig, RuntimeConfig, to_plain
+from csip.evaluation.protocol import CAVEAT, LABEL
 from csip.evaluation.score import evaluate
 from csip.evaluation.write_report import write_report
+from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord
 from csip.types import CheckpointRef, EmbeddingsRef, Output, Snapshot
 from storage_schemas import TABLES
 
 SHA = "ab" * 32
+RUNTIME = RuntimeConfig(device="cpu")
 EXPERIMENT = Experiment(
     name="tiny",
     dataset="tinyset",
@@ -104,7 +106,7 @@ def reported(snapshot, run):
         for step, value in enumerate(values, 1)
     ]
     tables.upsert(store, "metrics", tables.from_rows("metrics", rows))
-    outcome = run(evaluate(Output(store, "run-score"), (trained, colour), snapshot, EXPERIMENT.evaluate))[1]
+    outcome = run(evaluate(Output(store, "run-score"), (trained, colour), snapshot, EXPERIMENT.evaluate, RUNTIME))[1]
     asked = {"embeddings": [to_plain(trained), to_plain(colour)]}
     record(store, "evaluate", "run-score", where | asked, to_plain(outcome.value), 6)
     progress, told = run(write_report(Output(store, "run-report"), outcome.value, snapshot, EXPERIMENT))
@@ -130,9 +132,10 @@ def test_the_report_is_one_file_in_the_store_named_by_what_it_is_about(reported,
 
 def test_the_figures_of_every_encoder_stand_in_it(reported):
     text = words(reported[0])
-    # mAP, rank-1, rank-2 and valid queries, as worked out by hand.
-    assert "trained 75.0 50.0 100.0 2 of 2" in text
-    assert "HSV colour histogram 50.0 0.0 100.0 2 of 2" in text
+    # mAP and its interval, trapezoidal mAP, mINP, rank-1, rank-2 and valid queries, as worked out by hand: the network
+    # finds its two matches at ranks 1 and 2, the histogram both at rank 2.
+    assert "trained 75.0 50.0 % to 100.0 % 62.5 % 75.0 % 50.0 100.0 2 of 2" in text
+    assert "HSV colour histogram 50.0 50.0 % to 50.0 % 25.0 % 50.0 % 0.0 100.0 2 of 2" in text
 
 
 def test_it_says_what_kind_of_scores_these_are(reported):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, UnidentifiedImageError
 
 import csip
 from csip.config import TrackConfig
@@ -411,3 +412,11 @@ print(telemetry_utils.tm.__name__)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_ultralytics_leaves_pillow_as_it_was(tmp_path):
+    # Its own Image.open asks for another package where a file is no picture.
+    import_quietly("ultralytics.engine.model")
+    (tmp_path / "none.jpg").write_bytes(b"no picture")
+    with pytest.raises(UnidentifiedImageError, match="cannot identify image file"):
+        Image.open(tmp_path / "none.jpg")

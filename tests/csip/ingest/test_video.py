@@ -3,6 +3,8 @@
 import itertools
 import logging
 import re
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -357,3 +359,14 @@ def test_a_fallback_is_warned_of_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         read_all(path)
     assert len(caplog.records) == 1
+
+
+def test_pngs_can_be_decoded_beside_decord():
+    # decord brings a zlib of its own; OpenCV loaded after it decodes no PNG at all.
+    code = """
+import csip.ingest.video
+import cv2, numpy
+png = cv2.imencode(".png", numpy.full((8, 4, 3), 200, numpy.uint8))[1]
+assert cv2.imdecode(png, cv2.IMREAD_COLOR) is not None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -83,7 +83,7 @@ def train(store):
     aligned = run("stage1", stage1(out, seeing, features, snapshot, STAGE1, 0, RUNTIME)).value
     trained = run("stage2", stage2(out, aligned, features, snapshot, STAGE2, ValidateConfig(), 0, RUNTIME)).value
     embedded = run("", embed(out, trained, snapshot, EmbedConfig(), "trained", RUNTIME)).value
-    counts = run("", evaluate(out, (embedded,), snapshot, EvaluateConfig())).counts
+    counts = run("", evaluate(out, (embedded,), snapshot, EvaluateConfig(), RUNTIME)).counts
     return {"curves": curves, "scores": {k: counts[f"trained {k}"] for k in ("mean_ap", "rank-1", "twins/mean_ap")}}
 
 

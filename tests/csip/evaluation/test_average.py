@@ -1,6 +1,6 @@
 import pytest
 
-from csip.evaluation.ablation import summarise
+from csip.evaluation.average import summarise
 
 
 def test_mean_and_sample_deviation_over_seeds():
@@ -15,8 +15,12 @@ def test_one_seed_has_no_deviation():
     assert summarise([{"a": {"mean_ap": 0.25}}]) == {"a": {"mean_ap": {"mean": 0.25, "std": 0.0, "n": 1}}}
 
 
-def test_seeds_with_other_rows_are_refused():
-    with pytest.raises(ValueError, match="seeds with different rows or figures"):
+def test_trainings_with_other_rows_are_refused():
+    with pytest.raises(ValueError, match=r"got trainings with rows \[\['a'\], \['b'\]\], expected the same"):
         summarise([{"a": {"mean_ap": 0.1}}, {"b": {"mean_ap": 0.1}}])
-    with pytest.raises(ValueError, match="seeds with different rows or figures"):
-        summarise([{"a": {"mean_ap": 0.1}}, {"a": {"rank-1": 0.1}}])
+
+
+def test_a_figure_that_one_training_lacks_is_summed_up_over_the_others():
+    found = summarise([{"a": {"mean_ap": 0.1, "rank-1": 0.2}}, {"a": {"mean_ap": 0.3}}])["a"]
+    assert found["rank-1"] == {"mean": 0.2, "std": 0.0, "n": 1}
+    assert found["mean_ap"]["n"] == 2

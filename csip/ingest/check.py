@@ -1,0 +1,50 @@
+"""Look at sources without building from them: `csip check`."""
+
+from __future__ import annotations
+
+from csip.config import ExtractConfig, RuntimeConfig
+from csip.errors import SourceError, VideoError
+from csip.ingest.benchmarks.importing import count_benchmark, is_benchmark, open_benchmark
+from csip.ingest.sources import expand
+from csip.ingest.video import probe
+
+_SHOWN = 20
+
+
+def check_sources(sources: tuple[str, ...], config: ExtractConfig, runtime: RuntimeConfig) -> dict[str, object]:
+    """Check what `build-skeletons` would read, and count what is in it; nothing is written.
+
+    Of a benchmark, everything is checked that an import checks before it writes. Of videos, each is opened.
+
+    Args:
+        sources: as for `build-skeletons`.
+        config: the sections that it would be given.
+        runtime: the same.
+
+    Returns:
+        What there is, by what it is.
+
+    Raises:
+        SourceError: something is wrong; the message lists it.
+        WeightsError: crops would need a pose model, and its weights are nowhere to be had.
+    """
+    if is_benchmark(sources):
+        return count_benchmark(open_benchmark(sources[0], config, runtime))
+    files = [one.path for source in sources for one in expand(source, "")]
+    wrong: list[str] = []
+    seconds, shas = 0.0, set()
+    for path in files:
+        try:
+            info = probe(path)
+        except VideoError as error:
+            wrong.append(str(error))
+            continue
+        seconds += info.duration
+        shas.add(info.sha256)
+    if wrong:
+        listed = "".join(f"\n  {one}" for one in wrong[:_SHOWN])
+        raise SourceError(
+            f"Sources {', '.join(sources)}: found {len(wrong)} of {len(files)} files that cannot be read as videos. "
+            f"{min(len(wrong), _SHOWN)} of {len(wrong)}:{listed}\nA build leaves them out and reads the others."
+        )
+    return {"videos": len(shas), "duplicate files": len(files) - len(shas), "minutes": round(seconds / 60, 2)}
