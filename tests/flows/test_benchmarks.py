@@ -154,7 +154,7 @@ def test_a_network_is_not_scored_on_people_it_was_trained_on(command, make_folde
 def test_every_split_is_a_training_and_their_mean_says_how_many_there_are(
     fresh_command, make_folder, settings, tmp_path
 ):
-    make_folder("ilids")(tmp_path / "iLIDS", splits=2, skeletons="skeleton_3d_hmr2.0")
+    make_folder("ilids")(tmp_path / "iLIDS", ls_set=((1, 2, 3, 4), (2, 4, 1, 3)), skeletons="skeleton_3d_hmr2.0")
     words = ("--store", tmp_path / "store", "--json", *settings.small)
     built = told(fresh_command("build-skeletons", f"ilids:{tmp_path / 'iLIDS'}", *words))
     sets = settings.sets(("data.split=all", "clip.unit_frames=4", "stage1.drop_last=false"))

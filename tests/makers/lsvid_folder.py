@@ -28,7 +28,7 @@ ALL_ZERO = "0003_1_03_0001"  # nobody was found there
 
 
 def make(root, *, train=TRAIN, test=TEST, queries=QUERIES, index="release", skeletons="", size=(16, 32), line_end="\n"):
-    """Write a tiny copy of LS-VID: 4 people to train on, 3 to test on, 4 of the 15 cameras.
+    """Write a tiny copy of LS-VID: 4 people to train on, 3 to test on, 5 of the 15 cameras.
 
     Person 2's first tracklet has twenty pictures, and its name begins that of the tenth: 0002_1 and 0002_10.
 

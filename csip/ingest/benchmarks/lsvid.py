@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from csip.config import BenchmarkConfig, digest
 from csip.ingest.benchmarks.checking import Findings
 from csip.ingest.benchmarks.crops import CropFile, SidecarSkeletons, SkeletonSource, load_crops
 from csip.ingest.benchmarks.lsvid_index import JUNK, Line, LsvidIndex, read_index
-from csip.ingest.benchmarks.lsvid_pictures import Look, Pictures
+from csip.ingest.benchmarks.lsvid_pictures import Look, Pictures, stem_of
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
 from csip.protocols import LSVID
 
@@ -97,7 +97,7 @@ def _crop_files(root: Path, line: Line, pictures: Pictures, sidecars: str) -> li
     """List a tracklet's frames, each with the side-car file of its own stem."""
     files = []
     for i, (name, has_sidecar) in enumerate(zip(pictures.names(line), pictures.has_sidecar.tolist(), strict=True)):
-        beside = root / sidecars / line.folder / f"{PurePosixPath(name).stem}.json" if has_sidecar else None
+        beside = root / sidecars / line.folder / f"{stem_of(name)}.json" if has_sidecar else None
         files.append(CropFile(root / line.folder / name, i, beside))
     return files
 

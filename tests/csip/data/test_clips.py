@@ -11,14 +11,20 @@ import pytest
 import torch
 
 from csip import tables
+from csip.config import DataConfig
 from csip.data import clips as clips_module
 from csip.data.clips import (
     ClipDataset,
     ClipRequest,
+    choose_splits,
+    has_skeletons,
     identity_requests,
     joint_layout,
     label_of_pid,
+    read_cameras,
     read_parts,
+    read_protocol,
+    read_splits,
     single_tracklet_people,
 )
 from csip.data.sampling import share
@@ -380,3 +386,69 @@ def test_a_rank_has_whole_people_and_all_ranks_the_whole_batch(train):
         people = [{train.labels[r.part] for r in own} for own in shares]
         assert [len(own) for own in people] == [2, 2]
         assert not people[0] & people[1]
+
+
+@pytest.fixture
+def split_snapshot(tiny_store):
+    """The tiny store under `tiny`, and under `other` in two splits; the second swaps query and gallery."""
+    rows = tables.read(tables.current(tiny_store.store, "splits")).to_pylist()
+    swapped = {"train": "train", "query": "gallery", "gallery": "query"}
+    more = [row | {"protocol": "other", "split": "2"} for row in rows]
+    more += [row | {"protocol": "other", "split": "10", "role": swapped[row["role"]]} for row in rows]
+    version = tables.upsert(tiny_store.store, "splits", tables.from_rows("splits", more)).version
+    tiny_store.tables["splits"] = version
+    return tiny_store
+
+
+def names(parts):
+    return {part.tracklet_id for part in parts}
+
+
+def test_a_view_of_one_split_reads_its_own_roles(split_snapshot):
+    assert read_splits(split_snapshot) == {"other": ("2", "10"), "tiny": ("0",)}
+    (plain,) = choose_splits(split_snapshot, DataConfig(protocol="tiny"))
+    two, ten = choose_splits(split_snapshot, DataConfig(protocol="other", split="all"))
+    assert [(v.protocol, v.split) for v in (plain, two, ten)] == [("tiny", "0"), ("other", "2"), ("other", "10")]
+    assert names(read_parts(plain, "query")) == names(read_parts(two, "query")) == {"p2-a", "p55-a"}
+    assert names(read_parts(ten, "query")) == names(read_parts(two, "gallery")) == {"p2-b", "p55-b"}
+    assert len(read_parts(ten, "train")) == len(read_parts(plain, "train")) == 9
+    assert read_protocol(ten) == ("other", "10")
+    # Cameras are those of the data set, so that a camera keeps its number in every split.
+    assert read_cameras(ten) == read_cameras(plain)
+
+
+def test_everything_is_chosen_by_all(split_snapshot):
+    views = choose_splits(split_snapshot, DataConfig(protocol="all", split="all"))
+    assert [(view.protocol, view.split) for view in views] == [("other", "2"), ("other", "10"), ("tiny", "0")]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DataConfig(), r"data\.protocol=: snapshot tiny has other, tiny\. .*--set data\.protocol=other, or all"),
+        (DataConfig(protocol="mars"), r"data\.protocol=mars: snapshot tiny has other, tiny"),
+        (DataConfig(protocol="other"), r"data\.split=: snapshot tiny has 2, 10\."),
+        (DataConfig(protocol="other", split="0"), r"data\.split=0: snapshot tiny has 2, 10\. .*--set data\.split=2"),
+    ],
+)
+def test_what_is_not_there_or_left_open_is_told_with_what_there_is(split_snapshot, config, message):
+    with pytest.raises(ValueError, match=message):
+        choose_splits(split_snapshot, config)
+
+
+def test_clips_without_skeletons_need_none_and_read_none(tiny, tiny_store):
+    with_them = ClipDataset(tiny_store, read_parts(tiny_store, "query"), tiny.plain_clip)
+    tables.delete(tiny_store.store, "skeletons", "true")
+    tiny_store.tables["skeletons"] = tables.current(tiny_store.store, "skeletons").version
+    parts = read_parts(tiny_store, "query")
+    assert not has_skeletons(tiny_store)
+    dataset = ClipDataset(tiny_store, parts, tiny.plain_clip, skeletons=False)
+    asked = [request(0, (0, 1, 2, 3))]
+    batch = dataset.make_batch(asked)
+    assert batch.skeleton.shape == (1, 4, 0, 3)
+    assert not batch.frame_mask.any()
+    assert torch.equal(batch.crops, with_them.make_batch(asked).crops)
+    with pytest.raises(StoreError, match="Training needs skeletons"):
+        ClipDataset(tiny_store, parts, tiny.plain_clip)
+    with pytest.raises(ValueError, match="asked to augment clips without skeletons"):
+        dataset.make_batch([request(0, None, augment=True)])

@@ -1,6 +1,7 @@
 """Parts to embeddings, against the network called by hand on the same frames."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,17 +11,18 @@ from PIL import Image
 from csip import tables
 from csip.config import EmbedConfig, RuntimeConfig, ValidateConfig
 from csip.data.clips import ClipDataset, ClipRequest, read_parts
-from csip.errors import TooLittleDataError
+from csip.errors import CheckpointError, TooLittleDataError
 from csip.evaluation.embed import (
     embed,
     embed_histogram,
     embed_parts,
     encoder_name,
     known_cameras,
+    modes,
     read_embeddings,
 )
 from csip.evaluation.histogram import color_histogram
-from csip.models.checkpoints import load_checkpoint
+from csip.models.checkpoints import load_checkpoint, save_checkpoint
 from csip.training.pretrain import initialise
 
 RESTRICTED, DENSE = EmbedConfig(sampling="restricted"), EmbedConfig(sampling="dense")
@@ -217,3 +219,44 @@ def test_a_snapshot_in_which_nobody_asks_or_answers_is_refused(out, run, tiny, t
     found = {"query": "0 query and 2 gallery", "gallery": "2 query and 0 gallery"}[role]
     with pytest.raises(TooLittleDataError, match=f"found {found} parts, expected some of each"):
         run(embed_histogram(out, snapshot, EmbedConfig()))
+
+
+def with_spec(checkpoint, folder, **changes):
+    """The same weights, made for other people as its header has it."""
+    network, header = load_checkpoint(checkpoint)
+    return save_checkpoint(network, replace(header, spec=replace(header.spec, **changes)), folder)
+
+
+def test_a_network_is_not_scored_on_people_it_was_trained_on(embedded, grown, tiny_snapshot, tmp_path):
+    assert load_checkpoint(grown)[1].spec.snapshot == tiny_snapshot.digest
+    assert load_checkpoint(grown)[1].spec.split == "tiny, split 0"
+    knows = with_spec(grown, tmp_path, pids=(4, 7, 30, 55))
+    with pytest.raises(CheckpointError, match=r"found 1 test people that the checkpoint was trained on \(under tiny"):
+        embedded(checkpoint=knows)
+    # Equal numbers of another data set are other people.
+    embedded(checkpoint=with_spec(knows, tmp_path, snapshot="0" * 64))
+
+
+def test_a_checkpoint_is_named_after_its_stage(untrained, grown):
+    assert (encoder_name(untrained), encoder_name(grown)) == ("untrained", "trained")
+
+
+def test_both_ways_of_sampling_are_told_apart_by_name():
+    assert modes(RESTRICTED) == (("", RESTRICTED),)
+    both = EmbedConfig(sampling="both")
+    assert modes(both) == (("", RESTRICTED), (" dense", DENSE))
+
+
+def test_clips_are_embedded_each_by_itself_to_the_last_frame(embedded, test_parts, tiny_snapshot, grown):
+    outcome = embedded(EmbedConfig(unit="clip", clip_stride=2))[1]
+    units, of_part, feature = read_embeddings(outcome.value, test_parts)
+    # Of 6 frames 0-3 and 2-5; of 7 also 3-6, which ends with them.
+    begins = {5: (0, 2), 6: (0, 2, 3)}
+    wanted = [(i, part, b) for i, part in enumerate(test_parts) for b in begins[part.last_frame]]
+    assert of_part.tolist() == [i for i, _, _ in wanted]
+    assert [unit.unit for unit in units] == [(part.tracklet_id, b, b + 3) for _, part, b in wanted]
+    assert (outcome.value.unit, outcome.counts["embedded"]) == ("clips", 10)
+    for (_, part, begin), found in zip(wanted, feature, strict=True):
+        window = tuple(range(begin, begin + 4))
+        np.testing.assert_allclose(found, by_hand(grown, tiny_snapshot, part, [window], part.camid), atol=1e-5)
+    assert outcome.value.encoder_digest != embedded()[1].value.encoder_digest

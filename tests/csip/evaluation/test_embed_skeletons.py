@@ -40,7 +40,7 @@ def checkpoint(request, tmp_path):
 
 @pytest.fixture
 def embedded(out, run, snapshot, checkpoint):
-    def call(name="", encode_batch=256, **changes):
+    def call(name="trained", encode_batch=256, **changes):
         config = dataclasses.replace(CONFIG, **changes)
         runtime = RuntimeConfig(device="cpu", encode_batch=encode_batch)
         return run(embed_skeletons(out, checkpoint, snapshot, config, name, runtime))
