@@ -16,7 +16,7 @@ from csip.data.windows import Windows, read_windows
 from csip.device import resolve_device
 from csip.errors import CheckpointError, TooLittleDataError
 from csip.evaluation.distances import euclidean_distance
-from csip.evaluation.embed import fill_embeddings
+from csip.evaluation.embed import chosen_on_test, fill_embeddings
 from csip.evaluation.metrics import score_ranking
 from csip.lineage import source_digest
 from csip.models.skeleton_checkpoints import load_skeleton_checkpoint
@@ -57,7 +57,7 @@ def embed_skeletons(
         CheckpointError: the checkpoint is damaged, of another kind, or made for other windows.
         TooLittleDataError: the snapshot has no window to search for.
     """
-    network = load_skeleton_checkpoint(checkpoint)[0]
+    network, header = load_skeleton_checkpoint(checkpoint)
     device = resolve_device(runtime.device)
     network.to(device)
     query, gallery = scored_windows(snapshot, config)
@@ -72,7 +72,8 @@ def embed_skeletons(
         encoder,
         checkpoint.sha256,
         unit="clips",
-        words=f"windows of {config.frames} consecutive skeletons, each ranked by itself{left_out}",
+        words=f"windows of {config.frames} consecutive skeletons, each ranked by itself{left_out}"
+        + chosen_on_test(header.metrics),
     )
 
     def features(windows: list[int]) -> Iterator[FloatArray]:

@@ -260,3 +260,10 @@ def test_clips_are_embedded_each_by_itself_to_the_last_frame(embedded, test_part
         window = tuple(range(begin, begin + 4))
         np.testing.assert_allclose(found, by_hand(grown, tiny_snapshot, part, [window], part.camid), atol=1e-5)
     assert outcome.value.encoder_digest != embedded()[1].value.encoder_digest
+
+
+def test_an_epoch_that_was_chosen_on_the_test_set_is_said_beside_the_scores(embedded, grown, tmp_path):
+    network, header = load_checkpoint(grown)
+    assert "chosen" not in embedded()[1].value.words
+    looked = save_checkpoint(network, replace(header, metrics={"loss": 1.0, "test_mean_ap": 0.5}), tmp_path)
+    assert "epoch was chosen by its scores on the test set" in embedded(checkpoint=looked)[1].value.words
