@@ -36,6 +36,11 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """What a training's forward pass computes in on CUDA: "auto" is float16 with loss scaling, as published. A CPU always
 computes in float32, and so do the losses."""
 
+ChunkRule = Literal["padded", "even"]
+"""How a tracklet of n frames is cut into the T chunks that a clip takes one frame of each: "padded" with its last frame
+to T times ceil(n / T), as published, which fills the late chunks of lengths just above T with that frame; "even" gives
+every chunk as many of its own frames as another, or one more."""
+
 PrototypeChoice = Literal["pfu", "gate", "fixed", "visual", "none"]
 """Prototypes of stage 2: "pfu" fuses visual and skeleton prototypes by a gate and updates them to each clip; "gate"
 leaves the update out; "fixed" takes (P_s + P_v) / 2; "visual" takes P_v alone; "none" has no prototype loss."""
@@ -170,6 +175,7 @@ class ClipConfig:
 
     Attributes:
         frames: T, frames a clip.
+        chunks: see `ChunkRule`.
         height: of a crop, pixels.
         width: of a crop, pixels.
         mean: of each RGB channel, for normalisation.
@@ -189,6 +195,7 @@ class ClipConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     frames: int = 8
+    chunks: ChunkRule = "padded"
     height: int = 256
     width: int = 128
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -84,6 +84,7 @@ ORIGINS = {
     "data.protocol": "csip: the snapshot's own",
     "data.split": "csip: the protocol's own",
     "clip.frames": _INPUTS,
+    "clip.chunks": _INPUTS,
     "clip.height": _INPUTS,
     "clip.width": _INPUTS,
     "clip.mean": "CSIP-ReID, inputs: ImageNet's",

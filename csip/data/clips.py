@@ -299,7 +299,8 @@ class ClipDataset(Dataset[ClipBatch]):
         if request.positions is not None:
             return np.asarray(request.positions, dtype=np.int64), None
         rng = np.random.default_rng(request.seed)
-        return sampling.restricted_random(len(self.frames[request.part].row), self.clip.frames, rng), rng
+        n = len(self.frames[request.part].row)
+        return sampling.restricted_random(n, self.clip.frames, rng, self.clip.chunks), rng
 
     def _augment(self, clip: Tensor, skeleton: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Flip with one coin a clip, erase with one coin a frame (method.md section 1)."""

@@ -10,32 +10,44 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from csip.config import ChunkRule
 from csip.errors import TooLittleDataError
 from csip.types import IntArray
 
 T = TypeVar("T")
 
 
-def _chunks(n: int, t: int) -> IntArray:
-    """Cut n frames into T equal chunks: (T, ceil(n / T)) positions, the tail padded with the last frame.
+def _chunk_edges(n: int, t: int, chunks: ChunkRule) -> tuple[IntArray, IntArray]:
+    """Cut n frames into T chunks: the first position of each, and of the one after it, (T,) each.
 
-    Fewer than T frames are taken one a chunk, then the last repeated.
+    Positions from n on stand for the last frame. Fewer than T frames are taken one a chunk, then the last repeated.
     """
     if n < 1 or t < 1:
         raise ValueError(f"clip sampling: got n={n} frames and T={t}, expected 1 or more of each.")
-    size = -(-n // t)
-    return np.minimum(np.arange(t * size), n - 1).reshape(t, size)
+    at = np.arange(t + 1, dtype=np.int64)
+    edges = at * n // t if chunks == "even" and n >= t else at * -(-n // t)
+    return edges[:-1], edges[1:]
 
 
-def restricted_random(n: int, t: int, rng: np.random.Generator) -> IntArray:
-    """Training clip: one frame drawn from each of T equal chunks (method.md section 1). Returns (T,) positions."""
-    chunks = _chunks(n, t)
-    return chunks[np.arange(t), rng.integers(0, chunks.shape[1], size=t)]
+def restricted_random(n: int, t: int, rng: np.random.Generator, chunks: ChunkRule = "padded") -> IntArray:
+    """Training clip: one frame drawn from each of T chunks (method.md section 1). Returns (T,) positions.
+
+    Args:
+        n: frames there are.
+        t: T, frames a clip.
+        rng: the only source of chance.
+        chunks: see `csip.config.ChunkRule`.
+    """
+    begin, end = _chunk_edges(n, t, chunks)
+    size = end - begin
+    # NumPy draws other numbers for one bound than for one bound each, even where these are all the same.
+    drawn = rng.integers(0, size[0], size=t) if chunks == "padded" else rng.integers(0, size)
+    return np.asarray(np.minimum(begin + drawn, n - 1), dtype=np.int64)
 
 
-def restricted_first(n: int, t: int) -> IntArray:
-    """Test clip: the first frame of each of T equal chunks. Returns (T,) positions."""
-    return _chunks(n, t)[:, 0]
+def restricted_first(n: int, t: int, chunks: ChunkRule = "padded") -> IntArray:
+    """Test clip: the first frame of each of T chunks. Returns (T,) positions; arguments as in `restricted_random`."""
+    return np.asarray(np.minimum(_chunk_edges(n, t, chunks)[0], n - 1), dtype=np.int64)
 
 
 def dense_windows(n: int, t: int) -> IntArray:

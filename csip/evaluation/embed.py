@@ -127,7 +127,7 @@ def modes(config: EmbedConfig) -> tuple[tuple[str, EmbedConfig], ...]:
 
 
 def chosen_on_test(metrics: Mapping[str, float]) -> str:
-    """Say of a checkpoint's figures that its epoch was chosen on the test set, which flatters every score; else nothing.
+    """Say of a checkpoint's figures that its epoch was chosen on the test set, which flatters them; else nothing.
 
     Args:
         metrics: as its header has them.
@@ -209,7 +209,8 @@ def embed_parts(
     for part in parts:
         n = len(dataset.frames[part].row)
         dense = config.sampling == "dense"
-        windows = sampling.dense_windows(n, frames) if dense else sampling.restricted_first(n, frames)[None]
+        chunked = sampling.restricted_first(n, frames, dataset.clip.chunks)[None]
+        windows = sampling.dense_windows(n, frames) if dense else chunked
         requests += [ClipRequest(part, tuple(map(int, window)), augment=False, seed=0) for window in windows]
     step = max(1, crops_a_call // frames)
     total: torch.Tensor | None = None

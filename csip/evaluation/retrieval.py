@@ -155,10 +155,14 @@ def _pids(parts: tuple[TrackletPart, ...]) -> IntArray:
     return np.array([part.pid for part in parts], dtype=np.int64)
 
 
+def _test_clip(dataset: ClipDataset, part: int) -> IntArray:
+    return sampling.restricted_first(len(dataset.frames[part].row), dataset.clip.frames, dataset.clip.chunks)
+
+
 @torch.inference_mode()
 def _encode_skeletons(network: CsipReID, dataset: ClipDataset, device: str) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     """Encode the test clip of every part: s_bar (Q, C), and (Q,) whether it has any valid skeleton."""
-    at = [sampling.restricted_first(len(frames.row), dataset.clip.frames) for frames in dataset.frames]
+    at = [_test_clip(dataset, part) for part in range(len(dataset))]
     skeleton = np.stack([frames.skeleton[i] for frames, i in zip(dataset.frames, at, strict=True)])
     mask = np.stack([frames.frame_mask[i] for frames, i in zip(dataset.frames, at, strict=True)])
     s_bar = network.skeleton_encoder(torch.from_numpy(skeleton).to(device), torch.from_numpy(mask).to(device))[1]
@@ -169,10 +173,7 @@ def _encode_skeletons(network: CsipReID, dataset: ClipDataset, device: str) -> t
 def _encode_pictures(network: CsipReID, dataset: ClipDataset, parts: range, device: str) -> FloatArray:
     """Encode the test clips of some parts as stage 1 sees them, without cameras: v_bar (n, C)."""
     frames = dataset.clip.frames
-    requests = [
-        ClipRequest(part, tuple(sampling.restricted_first(len(dataset.frames[part].row), frames).tolist()), False, 0)
-        for part in parts
-    ]
+    requests = [ClipRequest(part, tuple(_test_clip(dataset, part).tolist()), False, 0) for part in parts]
     crops = dataset.make_batch(requests).crops.to(device)
     projected = network.frame_features(crops.flatten(0, 1))  # (n T, C)
     v_bar: FloatArray = projected.reshape(len(parts), frames, -1).mean(dim=1).float().cpu().numpy()

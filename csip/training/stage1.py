@@ -159,7 +159,7 @@ def draw_clips(
     """
     part, v_bar, skeleton, mask = [], [], [], []
     for i in parts.tolist():
-        at = sampling.restricted_random(len(cached[i]), dataset.clip.frames, rng)
+        at = sampling.restricted_random(len(cached[i]), dataset.clip.frames, rng, dataset.clip.chunks)
         if dataset.frames[i].frame_mask[at].any():
             part.append(i)
             v_bar.append(cached[i][at].mean(dim=0))

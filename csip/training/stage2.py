@@ -178,7 +178,7 @@ def make_prototypes(
     for features, frames in zip(cached, dataset.frames, strict=True):
         at: IntArray = np.arange(len(features))
         if not all_frames:
-            at = sampling.restricted_random(len(features), dataset.clip.frames, rng)
+            at = sampling.restricted_random(len(features), dataset.clip.frames, rng, dataset.clip.chunks)
         v_bar.append(features[at].mean(dim=0))
         if not frames.frame_mask[at].any() and frames.frame_mask.any():
             at = np.resize(np.flatnonzero(frames.frame_mask), dataset.clip.frames)

@@ -11,6 +11,7 @@ from flows.recipes import RECIPES
 # method.md sections 1 to 4, for all three data sets.
 INPUTS = {
     "clip.frames": 8,
+    "clip.chunks": "padded",
     "clip.height": 256,
     "clip.width": 128,
     "clip.mean": (0.485, 0.456, 0.406),

@@ -37,6 +37,27 @@ def test_a_test_clip_is_the_first_frame_of_each_chunk():
     assert restricted_first(1, 4).tolist() == [0, 0, 0, 0]
 
 
+def test_even_chunks_leave_no_chunk_to_padding():
+    # n = 9, T = 8: chunks 0 1 2 3 4 5 6 78; n = 10, T = 4: 01 234 56 789.
+    assert restricted_first(9, 8, "even").tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert restricted_first(10, 4, "even").tolist() == [0, 2, 5, 7]
+    assert restricted_first(16, 8, "even").tolist() == restricted_first(16, 8).tolist()
+    assert restricted_first(3, 8, "even").tolist() == restricted_first(3, 8).tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes)
+def test_even_chunks_share_all_frames_and_differ_by_one_at_most(case):
+    n, t, seed = case
+    n += t
+    drawn = [restricted_random(n, t, np.random.default_rng(seed + k), "even") for k in range(40)]
+    first = restricted_first(n, t, "even")
+    sizes_of = np.diff([*first, n])
+    assert sizes_of.sum() == n
+    assert sizes_of.max() - sizes_of.min() <= 1
+    assert all((one >= first).all() and (one < first + sizes_of).all() for one in drawn)
+
+
 def test_a_short_tracklet_gives_all_its_frames_then_the_last_again():
     assert restricted_first(3, 8).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
     assert restricted_random(3, 8, np.random.default_rng(0)).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
