@@ -41,7 +41,7 @@ def test_a_check_counts_what_is_there_and_writes_nothing(command, mars, settings
     before = sorted(path for path in mars.root.rglob("*"))
     counts = told(command("check", f"mars:{mars.root}", "--json", *settings.sets(MARS)))
     assert counts["data set"] == "mars"
-    assert (counts["train_people"], counts["cameras"], counts["skeletons"]) == (3, 2, "h36m17 from side-car files")
+    assert (counts["train_people"], counts["cameras"], counts["joints"]) == (3, 2, "h36m17 from side-car files")
     assert sorted(path for path in mars.root.rglob("*")) == before
     assert not mars.store.exists()
     assert "Nothing wrong" in command("check", f"mars:{mars.root}", *settings.sets(MARS)).out
@@ -126,7 +126,7 @@ def test_a_result_goes_through_a_file_that_anybody_can_score(command, mars_train
 def test_a_model_is_scored_without_skeletons_but_not_trained(command, mars_trained, settings, tmp_path):
     none = ("--store", tmp_path / "store", "--json", *settings.small, *settings.sets(("benchmark.skeletons=none",)))
     built = told(command("build-skeletons", f"mars:{mars_trained.root}", *none))
-    assert built["counts"]["skeletons"] == "none"
+    assert built["counts"]["joints"] == "none"
     store = str(tmp_path / "store")
     assert tables.count(tables.current(store, "skeletons")) == 0
     words = ("--snapshot", built["snapshot"], *none)

@@ -175,7 +175,7 @@ def count_benchmark(benchmark: Benchmark) -> dict[str, object]:
         "digest": benchmark.digest,
         "cameras": len({row.camid for row in benchmark.splits}),
         "tracklets": len({row.tracklet_id for row in benchmark.splits}),
-        "skeletons": _made_by(benchmark),
+        "joints": _made_by(benchmark),
         **_count_roles(benchmark.splits),
         **benchmark.counts,
     }

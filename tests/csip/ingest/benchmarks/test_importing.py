@@ -76,7 +76,7 @@ def test_a_snapshot_is_published_with_what_it_holds(imported):
     assert (outcome.counts["train_people"], outcome.counts["test_people"]) == (3, 3)
     assert (outcome.counts["train_parts"], outcome.counts["query_parts"], outcome.counts["gallery_parts"]) == (12, 6, 6)
     assert outcome.counts["twins_people"] == 4
-    assert (outcome.counts["protocols"], outcome.counts["skeletons"]) == ("walkers", "h36m17 from walkers")
+    assert (outcome.counts["protocols"], outcome.counts["joints"]) == ("walkers", "h36m17 from walkers")
     assert (progress[0].done, progress[-1].done, progress[-1].total) == (0, COUNT, COUNT)
 
 
