@@ -1,12 +1,7 @@
 """BIWI RGBD-ID against a tiny copy of it made by hand."""
 
-import os
-import random
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +12,6 @@ from csip.data.windows import read_windows
 from csip.errors import SourceError
 from csip.ingest.benchmarks.biwi import biwi
 from csip.ingest.benchmarks.importing import import_benchmark
-
-PROGRAM = (
-    "import sys; from pathlib import Path; from csip.ingest.benchmarks.biwi import biwi\n"
-    "b = biwi(Path(sys.argv[1]), 'biwi:here'); print(b.digest, b.splits, sorted(b.counts.items()))"
-)
 
 
 @pytest.fixture
@@ -324,57 +314,6 @@ def test_everything_that_is_wrong_is_told_at_once(root):
     edit(root, "Training/003", 9, lambda lines: [["x"], *lines])
     with pytest.raises(SourceError, match=r"found 3 things that are wrong \(1 names .*, 2 lines that are not 14"):
         look(root)
-
-
-def test_the_place_of_the_folder_and_its_times_decide_nothing(root, tmp_path, monkeypatch):
-    before = look(root)
-    moved = tmp_path / "elsewhere" / "data"
-    shutil.copytree(root, moved)
-    for path in moved.rglob("*.txt"):
-        os.utime(path, (1, 1))
-    shutil.rmtree(root)
-    monkeypatch.chdir(moved.parent)
-    after = look(Path("data"))
-    assert (after.digest, after.splits, after.counts) == (before.digest, before.splits, before.counts)
-    monkeypatch.chdir(tmp_path)
-    assert len(after.load(after.splits[0].tracklet_id)) == 60
-
-
-def test_the_order_of_a_folder_decides_nothing(root, monkeypatch):
-    before = look(root)
-    scandir = os.scandir
-
-    class Shuffled:
-        def __init__(self, path):
-            with scandir(path) as entries:
-                self.entries = list(entries)
-            random.Random(str(path)).shuffle(self.entries)
-
-        def __enter__(self):
-            return iter(self.entries)
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(os, "scandir", Shuffled)
-    after = look(root)
-    assert (after.digest, after.splits, after.counts) == (before.digest, before.splits, before.counts)
-    assert np.array_equal(load(after, "train-001").keypoints, load(before, "train-001").keypoints)
-
-
-def test_the_hash_seed_decides_nothing(root):
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(root)],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1")
-    ]
-    assert told[0] == told[1]
-    assert look(root).digest in told[0]
 
 
 def test_what_is_read_decides_the_digest_and_nothing_else_does(root):

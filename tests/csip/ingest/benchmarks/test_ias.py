@@ -1,10 +1,6 @@
 """IAS-Lab RGBD-ID against a tiny copy of it made by hand."""
 
-import os
-import random
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,11 +8,6 @@ import pytest
 from csip import protocols
 from csip.errors import SourceError
 from csip.ingest.benchmarks.ias import ias
-
-PROGRAM = (
-    "import sys; from pathlib import Path; from csip.ingest.benchmarks.ias import ias\n"
-    "b = ias(Path(sys.argv[1]), 'ias:here'); print(b.digest, b.splits, sorted(b.counts.items()))"
-)
 
 
 @pytest.fixture
@@ -144,42 +135,3 @@ def test_a_folder_that_is_not_ias_is_refused_with_the_place(root, fault):
     spoil(root)
     with pytest.raises(SourceError, match=rf"(?s)^Source ias:here: found \d+ things.*{message}"):
         look(root)
-
-
-def test_neither_place_nor_order_of_folders_decides_anything(root, tmp_path, monkeypatch):
-    before = look(root)
-    shutil.copytree(root, tmp_path / "elsewhere/data")
-    shutil.rmtree(root)
-    scandir = os.scandir
-
-    class Shuffled:
-        def __init__(self, path):
-            with scandir(path) as entries:
-                self.entries = list(entries)
-            random.Random(str(path)).shuffle(self.entries)
-
-        def __enter__(self):
-            return iter(self.entries)
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(os, "scandir", Shuffled)
-    after = look(tmp_path / "elsewhere/data")
-    assert (after.digest, after.splits, after.counts) == (before.digest, before.splits, before.counts)
-    assert np.array_equal(load(after, "train-001").keypoints, load(before, "train-001").keypoints)
-
-
-def test_the_hash_seed_decides_nothing(root):
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(root)],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1")
-    ]
-    assert told[0] == told[1]
-    assert look(root).digest in told[0]

@@ -5,8 +5,6 @@ import io
 import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -676,29 +674,6 @@ def test_the_folder_s_place_its_order_and_its_times_decide_nothing(own, monkeypa
     assert (after.digest, after.splits, after.counts) == (before.digest, before.splits, before.counts)
     monkeypatch.chdir("/")
     assert after.load(after.splits[0].tracklet_id).images == images
-
-
-def test_the_hash_seed_decides_nothing(made):
-    program = (
-        "import sys; from pathlib import Path; from csip.config import ExtractConfig, RuntimeConfig\n"
-        "from csip.ingest.benchmarks.crops import SidecarSkeletons\n"
-        "from csip.ingest.benchmarks.labelled import labelled\n"
-        "for path in sys.argv[1:]:\n"
-        "    b = labelled(Path(path), 'x', SidecarSkeletons(), ExtractConfig(), RuntimeConfig())\n"
-        "    print(b.digest, b.splits, list(b.counts.items()))"
-    )
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", program, *(str(named(root, form)) for form, root in made.items())],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1")
-    ]
-    assert told[0] == told[1]
-    assert look(made["folder"], SidecarSkeletons()).digest in told[0]
 
 
 def longer(root, path):

@@ -1,11 +1,6 @@
 """LS-VID against a tiny copy of it, where every role, frame and camera can be worked out by hand."""
 
-import os
-import random
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -24,12 +19,6 @@ from csip.types import TrackletPart
 
 SIDECARS = BenchmarkConfig().skeleton_folder
 MATRICES = "test/data/info_test.mat"
-PROGRAM = (
-    "import sys; from pathlib import Path; from csip.config import BenchmarkConfig\n"
-    "from csip.ingest.benchmarks.crops import SidecarSkeletons; from csip.ingest.benchmarks.lsvid import lsvid\n"
-    "b = lsvid(Path(sys.argv[1]), 'lsvid:here', SidecarSkeletons(), BenchmarkConfig())\n"
-    "print(b.digest, b.splits, sorted(b.counts.items()))"
-)
 
 
 @pytest.fixture
@@ -491,58 +480,6 @@ def test_everything_that_is_wrong_is_told_at_once(root):
         match=r"found 4 things that are wrong \(1 empty pictures, 1 tracklets of several cameras, 2 lines without p",
     ):
         look(root, NoSkeletons())
-
-
-def test_the_place_of_the_folder_and_its_times_decide_nothing(root, tmp_path, monkeypatch):
-    before = look(root)
-    moved = tmp_path / "elsewhere" / "data"
-    shutil.copytree(root, moved)
-    for path in moved.rglob("*.jpg"):
-        os.utime(path, (1, 1))
-    shutil.rmtree(root)
-    monkeypatch.chdir(moved.parent)
-    after = look(Path("data"))
-    assert (after.digest, after.splits, after.counts) == (before.digest, before.splits, before.counts)
-    monkeypatch.chdir(tmp_path)
-    assert len(load(after, "train-00003")) == 20
-
-
-def test_the_order_of_a_folder_decides_nothing(root, monkeypatch):
-    before = look(root)
-    scandir = os.scandir
-
-    class Shuffled:
-        def __init__(self, path):
-            with scandir(path) as entries:
-                self.entries = list(entries)
-            random.Random(str(path)).shuffle(self.entries)
-
-        def __enter__(self):
-            return iter(self.entries)
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(os, "scandir", Shuffled)
-    after = look(root)
-    assert (after.digest, after.splits, after.counts) == (before.digest, before.splits, before.counts)
-    images = [(root / f"tracklet_train/0002/0002_1_05_{n:04d}.jpg").read_bytes() for n in range(1, 21)]
-    assert list(load(after, "train-00003").images) == images
-
-
-def test_the_hash_seed_decides_nothing(root):
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(root)],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1")
-    ]
-    assert told[0] == told[1]
-    assert look(root).digest in told[0]
 
 
 def longer_picture(root):
