@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from lance.commit import CommitConflictError
+from lance.optimize import Compaction, CompactionOptions
 
 from csip.errors import SchemaMismatchError, StoreError
 from csip.types import Snapshot, TableRef
@@ -386,7 +387,7 @@ def find_run(store: str, key: str) -> RunRecord | None:
 
 def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[str]) -> None:
     """Make a snapshot visible, in one commit, after tagging every table version it names against clean-up."""
-    tag = f"snapshot-{snapshot.name}"
+    tag = snapshot_tag(snapshot.name)
     for name, version in snapshot.tables.items():
         dataset = lance.dataset(table_uri(snapshot.store, name))
         if tag in dataset.tags.list():
@@ -441,3 +442,175 @@ def pinned(snapshot: Snapshot, table: str) -> TableRef:
     if table not in snapshot.tables:
         raise StoreError(f"Snapshot {snapshot.name}: names no version of {table}, only of {sorted(snapshot.tables)}.")
     return TableRef(table_uri(snapshot.store, table), snapshot.tables[table])
+
+
+# What maintenance needs of Lance (`csip.maintenance`), each a thin cover of one call.
+
+_FRAGMENT_BYTES = 1 << 28
+_FRAGMENT_ROWS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How large a pinned version is.
+
+    Attributes:
+        rows: that it shows.
+        data_bytes: of its data files, rows included that it has deleted.
+        fragments: id -> bytes of its data files.
+    """
+
+    rows: int
+    data_bytes: int
+    fragments: Mapping[int, int]
+
+
+def extent(ref: TableRef) -> Extent:
+    """Measure a pinned version, from its manifest alone.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+    dataset = _open(ref)
+    files = {fragment.fragment_id: fragment.metadata.files for fragment in dataset.get_fragments()}
+    sizes = {number: sum(file.file_size_bytes or 0 for file in some) for number, some in files.items()}
+    return Extent(dataset.count_rows(), sum(sizes.values()), sizes)
+
+
+def stream(
+    ref: TableRef, columns: Sequence[str], where: str | None = None, *, batch_rows: int = 8192
+) -> Iterator[pa.RecordBatch]:
+    """Read some columns of a pinned version in one pass, batch by batch, in no order.
+
+    `_row_last_updated_at_version`, the version that wrote a row as it is, can be read like a column.
+
+    Raises:
+        StoreError: it cannot be opened, or a file of it cannot be read.
+    """
+    try:
+        yield from _open(ref).to_batches(columns=list(columns), filter=where, batch_size=batch_rows)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StoreError(
+            f"{ref.uri} version {ref.version}: {', '.join(columns)} cannot be read ({error}). "
+            "Restore the table's files from a copy, or build into a new store."
+        ) from error
+
+
+def list_versions(store: str, name: str) -> dict[int, datetime]:
+    """List a table's versions that are still there, ascending, with the time of each one's commit."""
+    found = lance.dataset(current(store, name).uri).versions()
+    # Lance tells local time without saying so.
+    times: dict[int, Any] = {v["version"]: v["timestamp"] for v in found}
+    return {version: times[version].astimezone(UTC) for version in sorted(times)}
+
+
+def list_tags(store: str, name: str) -> dict[str, tuple[int, datetime]]:
+    """List a table's tags: the version that each protects against clean-up, and when it was last set."""
+    tags = lance.dataset(current(store, name).uri).tags.list()
+    never = datetime.min.replace(tzinfo=UTC)
+    return {tag: (facts["version"], facts["updated_at"] or facts["created_at"] or never) for tag, facts in tags.items()}
+
+
+def snapshot_tag(name: str) -> str:
+    """Name the tag that protects the versions of a snapshot."""
+    return f"snapshot-{name}"
+
+
+def untag(store: str, name: str, tag: str) -> None:
+    """Take a tag off a table; nothing happens where it is gone."""
+    dataset = lance.dataset(current(store, name).uri)
+    if tag in dataset.tags.list():
+        dataset.tags.delete(tag)
+
+
+def delete_as_read(ref: TableRef, where: str) -> bool:
+    """Delete the rows of a pinned version that meet a condition, unless somebody has written the same files since.
+
+    Rows that others have added since are left even where they meet the condition, since what was read did not have
+    them. Rows that others have written again fail the whole of it: it is not tried again by itself.
+
+    Returns:
+        Whether they are deleted.
+    """
+    try:
+        _open(ref).delete(where, conflict_retries=0)
+    except (OSError, CommitConflictError) as error:
+        return _preempted(error, ref)
+    return True
+
+
+def _preempted(error: Exception, ref: TableRef) -> bool:
+    """Give False for a commit that another writer's came before; any other failure is raised."""
+    if not isinstance(error, CommitConflictError) and not any(m in str(error) for m in ("conflict", "concurrent")):
+        raise StoreError(
+            f"{ref.uri}: cannot be written ({error}). Free space or mend the permissions, and run `csip gc` again."
+        ) from error
+    _LOG.warning("%s: another process wrote at the same time; left for the next `csip gc`.", ref.uri)
+    return False
+
+
+def _compaction(ref: TableRef, leave: Iterable[int]) -> tuple[lance.LanceDataset, CompactionOptions]:
+    whole = extent(ref)
+    each = whole.data_bytes // max(whole.rows, 1)
+    rows = max(1, min(_FRAGMENT_ROWS, _FRAGMENT_BYTES // max(each, 1)))
+    return _open(ref), {"target_rows_per_fragment": rows, "excluded_fragment_ids": sorted(leave)}
+
+
+def plan_compaction(ref: TableRef, leave: Iterable[int]) -> list[int]:
+    """List the fragments that `compact` would write anew."""
+    dataset, options = _compaction(ref, leave)
+    return sorted(f.id for task in Compaction.plan(dataset, options).tasks for f in task.fragments)
+
+
+def compact(ref: TableRef, leave: Iterable[int]) -> bool:
+    """Merge small neighbouring fragments of a pinned version, and leave deleted rows behind, in one commit.
+
+    The old files stay until the versions that name them are cleaned up. Rows that others have added since stay as they
+    are; where others have written the same fragments since, nothing is changed.
+
+    Args:
+        ref: the version; the newest.
+        leave: ids of fragments not to touch.
+
+    Returns:
+        Whether it was committed.
+    """
+    dataset, options = _compaction(ref, leave)
+    try:
+        done = [task.execute(dataset) for task in Compaction.plan(dataset, options).tasks]
+        if done:
+            Compaction.commit(dataset, done, options)
+    except (OSError, CommitConflictError) as error:
+        return _preempted(error, ref)
+    return True
+
+
+def clean_up(store: str, name: str, versions: Iterable[int], *, dry_run: bool) -> tuple[int, int, int]:
+    """Remove versions of a table and the files that only they name; the newest and tagged ones are always left.
+
+    Files that no version names, such as those of a writer that was killed, go too, once Lance takes them for lost:
+    when they are 7 days old.
+
+    Args:
+        store: the store's folder.
+        name: the table's.
+        versions: to remove.
+        dry_run: only tell what would be removed.
+
+    Returns:
+        How many versions, files (manifests not among them) and bytes.
+    """
+    dataset = lance.dataset(current(store, name).uri)
+    # No table has a version 0; without any number, Lance takes its own rule of which versions are old.
+    asked: dict[str, Any] = {"versions": sorted(versions) or [0], "error_if_tagged_old_versions": False}
+    try:
+        stats = (
+            dataset.explain_cleanup_old_versions(**asked).stats if dry_run else dataset.cleanup_old_versions(**asked)
+        )
+    except OSError as error:
+        raise StoreError(
+            f"{dataset.uri}: old versions cannot be cleaned up ({error}). Mend the permissions and run it again; "
+            "published versions are as they were."
+        ) from error
+    files = stats.data_files_removed + stats.deletion_files_removed + stats.index_files_removed
+    return stats.old_versions, files + stats.transaction_files_removed, stats.bytes_removed

@@ -21,7 +21,7 @@ from csip.data import sampling, transforms
 from csip.data.index import cut_part, index_tracklets, training_units
 from csip.errors import StoreError, TooLittleDataError
 from csip.joints import LAYOUTS, JointLayout
-from csip.tables import Rows, binary_views, count, pinned, quote, read
+from csip.tables import Rows, binary_views, count, pinned, quote, read, snapshot_row
 from csip.types import ClipBatch, IntArray, Snapshot, TrackletPart
 
 Role = Literal["train", "query", "gallery"]
@@ -84,9 +84,8 @@ def choose_splits(snapshot: Snapshot, config: DataConfig) -> tuple[Snapshot, ...
     """
     there = read_splits(snapshot)
     if not there:
-        raise TooLittleDataError(
-            f"Snapshot {snapshot.name}: found no protocol in it, expected one. Build it again from more video."
-        )
+        why = snapshot_row(snapshot.store, snapshot.name)["counts"].get("no_protocol", "Build it again from more video.")
+        raise TooLittleDataError(f"Snapshot {snapshot.name}: found no protocol in it, expected one. {why}")
     protocols = _pick("protocol", config.protocol, tuple(there), snapshot)
     return tuple(
         replace(snapshot, protocol=protocol, split=split)

@@ -104,7 +104,9 @@ def test_a_flow_called_again_gives_the_same_references_from_cached_states(server
     from flows.train_csip import Trained, train_csip
 
     experiment = with_overrides(RECIPES["demo"](), settings.small[1::2])
-    trained = train_csip(demo.snapshot, str(demo.store), experiment)
+    done = train_csip(demo.snapshot, str(demo.store), experiment)
+    (trained,) = done.trained
+    assert done.mean is None
     assert trained == Trained(
         CheckpointRef(**demo.train["checkpoint"]), trained.results, FileRef(**demo.train["report"])
     )

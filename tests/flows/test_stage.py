@@ -171,7 +171,8 @@ def test_a_run_records_references_as_inputs_and_the_rest_as_config(twice, store)
     assert run.inputs["parents"][0][1] == {"path": "/b", "sha256": "b" * 64}
     assert run.inputs["embeddings"]["table"] == {"uri": f"{store}/embeddings.lance", "version": 1}
     assert set(run.config) == {"config", "seed"}
-    assert run.config["config"] == {"sampling": "restricted", "histogram_bins": [16, 4, 4]}
+    written = {"sampling": "restricted", "unit": "tracklet", "clip_stride": 4, "histogram_bins": [16, 4, 4]}
+    assert run.config["config"] == written
     assert run.outputs == {"path": done.first.path, "sha256": done.first.sha256}
     assert run.counts == {"bytes": Path(done.first.path).stat().st_size, "left_out": {"too small": 3}}
     assert run.weights == {"eyes.pt": "e" * 64}

@@ -1,0 +1,184 @@
+"""`csip gc`: give back what nothing names, beside whatever else goes on in the store.
+
+What a reader or writer at work could lose, and why it does not:
+
+- A reader has a version open, or a snapshot that is dropped under it. A version is removed only if no snapshot, tag or
+  run names it, if no version of `snapshots` that was the newest within the last `older_than` names it, and if it has
+  itself not been the newest for that long. So a read that began less than `older_than` ago ends well.
+- A writer has files that no version names yet. They are Lance's to judge: it leaves them for 7 days.
+- A build has rows that nothing vouches for yet: crops come before their tracklet, parts before their snapshot. Rows go
+  only if they were written more than `older_than` ago, and as they were read: rows that came since stay, and rows that
+  were written again since keep all of them (the next gc looks again). Only one video that is being cut for longer than
+  `older_than` could lose its first crops.
+- A build changes rows while fragments are merged: whoever commits second does it again (a build), or leaves it (gc).
+  Fragments that came within `older_than` are not touched at all, nor those that a kept version names: their files have
+  to stay, and merging would store their rows twice.
+- A training writes its state: states and unfinished files go only when nobody has written them for `older_than`.
+
+With `older_than` 0 all of this rests on nobody else using the store. A killed gc leaves a store that is as good as
+before: each step is one commit, or removes what nothing names, and the next gc finds what is left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from csip import tables
+from csip.errors import StoreError
+from csip.lineage import History
+from csip.maintenance.files import age, stale_tags, unnamed_files
+from csip.maintenance.keys import shorten
+from csip.maintenance.named import Published, current_since, published_since, snapshots_in, versions_of_runs
+from csip.maintenance.rows import Unneeded, unneeded_rows
+from csip.maintenance.snapshots import published
+from csip.tables import RunRecord, quote, snapshot_tag, table_uri
+from csip.types import TableRef
+from storage_schemas import TABLES
+
+OLDER_THAN = timedelta(days=7)
+"""As long as Lance itself leaves files that no version names."""
+
+
+@dataclass(slots=True)
+class TableWork:
+    """What there is to do in one table, or was done.
+
+    Attributes:
+        tags: of snapshots that are not published any more.
+        rows: that nothing needs; they leave the newest version, their bytes go with the versions before it.
+        fragments: to merge.
+        fragment_bytes: of their data files.
+        versions: that nothing names.
+        files: that only they name, or that nothing names and Lance takes for lost.
+        bytes: of these files and manifests.
+    """
+
+    tags: int = 0
+    rows: int = 0
+    fragments: int = 0
+    fragment_bytes: int = 0
+    versions: int = 0
+    files: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a gc did; of a dry run, what one would do.
+
+    Attributes:
+        dropped: snapshots.
+        tables: table -> work, where there was any.
+        files: beside the tables, by their path from the store, and their bytes.
+        bytes: that are free again.
+        left: sentences on what was left, and why.
+    """
+
+    dropped: tuple[str, ...] = ()
+    tables: dict[str, TableWork] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    left: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All that is to be done to one table, settled before anything is changed."""
+
+    ref: TableRef
+    tags: tuple[str, ...]
+    rows: Unneeded | None
+    leave: tuple[int, ...]
+    fragments: tuple[int, ...]
+    fragment_bytes: int
+    versions: tuple[int, ...]
+
+
+def collect(
+    store: str, *, dry_run: bool, drop: Sequence[str] = (), force: bool = False, older_than: timedelta = OLDER_THAN
+) -> Collected:
+    """Drop snapshots, delete rows that nothing needs, merge small files, clean up old versions and lost files.
+
+    What a snapshot named that is dropped now stays for `older_than`, for those who read it; a later gc frees it.
+
+    Args:
+        store: the store's folder.
+        dry_run: change nothing, and tell what would be done.
+        drop: names of snapshots; their rows in `snapshots` go, and the tags that protect their versions.
+        force: drop snapshots that runs were made from, too; the runs stay, but cannot be done again.
+        older_than: how long a thing must have been out of use.
+
+    Raises:
+        StoreError: no such store or snapshot; runs were made from a snapshot; or the store cannot be written.
+    """
+    now = datetime.now(UTC)
+    known = published(store)
+    runs = History(store).runs
+    for name in drop:
+        _may_go(store, name, runs, force=force)
+    named, recent = versions_of_runs(runs), published_since(store, now - older_than)
+    kept = set(known) - set(drop)
+    done = Collected(tuple(sorted(set(drop))))
+    needless = unneeded_rows(store, recent, now - older_than, done.left)
+    plans = {
+        name: _plan(store, name, named.get(name, set()), recent, kept, needless.get(name), now - older_than)
+        for name in TABLES
+    }
+    lost = [path for path in _lost_files(store, runs, now, older_than, done.left)]
+    if not dry_run:
+        # A reader sees a snapshot as long as its row is there: that goes first, and at once.
+        for name in done.dropped:
+            tables.delete(store, "snapshots", f"name = {quote(name)}")
+    for name, plan in plans.items():
+        work = _carry_out(store, name, plan, done.left, dry_run=dry_run)
+        if work != TableWork():
+            done.tables[name] = work
+    for path in lost:
+        done.files[path.relative_to(store).as_posix()] = path.stat().st_size
+        if not dry_run:
+            path.unlink(missing_ok=True)
+    done.bytes = sum(work.bytes for work in done.tables.values()) + sum(done.files.values())
+    return done
+
+
+def _may_go(store: str, name: str, runs: Sequence[RunRecord], *, force: bool) -> None:
+    tables.snapshot_row(store, name)
+    users = [run for run in runs if name in snapshots_in(run.inputs)]
+    if users and not force:
+        told = shorten([f"{run.run_id} ({run.stage})" for run in users])
+        raise StoreError(
+            f"Store {store}: the snapshot {name} cannot be dropped; {len(users)} runs were made from it: {told}. "
+            "Keep it, so that their results can be traced and made again, or add --force."
+        )
+
+
+def _plan(
+    store: str,
+    name: str,
+    named: set[int],
+    recent: Published,
+    kept: set[str],
+    needless: Unneeded | None,
+    since: datetime,
+) -> _Plan:
+    versions = tables.list_versions(store, name)
+    ref = TableRef(table_uri(store, name), max(versions))
+    tags = tables.list_tags(store, name)
+    stale = stale_tags(store, name, kept)
+    known = {snapshot_tag(one) for one in recent.names - kept}
+    # A tag whose snapshot nobody has seen yet may belong to one that is being published.
+    gone = tuple(sorted(tag for tag, at in stale.items() if at < since or tag in known))
+    stay = {*named, *recent.versions.get(name, ()), *(version for version, _ in tags.values())}
+    stay |= set(current_since(versions, since))
+    leave, fragments, size = (), (), 0
+    if needless is None:  # rows that are deleted now change fragments under a plan to merge them
+        leave, fragments, size = _plan_merging(ref, versions, stay - {ref.version}, since, named_newest=_is_named(ref, named, recent, tags))
+    return _Plan(ref, gone, needless, leave, fragments, size, tuple(sorted(set(versions) - stay)))
+
+
+def _is_named(ref: TableRef, named: set[int], recent: Published, tags: dict[str, Any]) -> bool:
+    ...

@@ -1,0 +1,125 @@
+"""The files and versions that runs left, whether they are as they were, and what lies about beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from csip import tables
+from csip.maintenance.findings import Finding
+from csip.maintenance.keys import shorten
+from csip.maintenance.named import FILE, TABLE, named_files, references, snapshots_in
+from csip.tables import RunRecord, table_uri
+from csip.types import TableRef
+from storage_schemas import TABLES
+
+
+def check_runs(store: str, runs: Sequence[RunRecord], known: Collection[str]) -> list[Finding]:
+    """Look whether the table versions and files that runs left are as they were.
+
+    A store may have been moved since: what is not where a run wrote it is looked for by its name in this one.
+
+    Args:
+        store: the store's folder.
+        runs: all there are.
+        known: names of the published snapshots.
+    """
+    found = []
+    opened: dict[TableRef, bool] = {}
+    hashed: dict[Path, str] = {}
+    for run in runs:
+        who = f"run {run.run_id} ({run.stage})"
+        for one in references(run.outputs, TABLE):
+            name = Path(one["uri"]).stem
+            ref = TableRef(table_uri(store, name), one["version"])
+            if ref not in opened:
+                opened[ref] = name in TABLES and tables.exists(ref)
+            if not opened[ref]:
+                found.append(Finding("fault", "", who, f"found no {name}@{one['version']}, which it left."))
+        for one in references(run.outputs, FILE):
+            path = find_file(store, one["path"])
+            if path not in hashed:
+                hashed[path] = _sha(path)
+            if hashed[path] != one["sha256"]:
+                told = f"SHA-256 {hashed[path][:12]}" if hashed[path] else "no such file"
+                found.append(Finding("fault", "", who, f"{path}: found {told}, expected {one['sha256'][:12]}."))
+        for name in sorted(set(snapshots_in(run.outputs)) - set(known)):
+            found.append(Finding("leftover", "", who, f"the snapshot {name} that it published is not there any more."))
+    return found
+
+
+def find_file(store: str, path: str) -> Path:
+    """Find a file where a run wrote it, or, in a store that was moved, of that folder and name."""
+    written = Path(path)
+    moved = Path(store) / written.parent.name / written.name
+    return moved if not written.is_file() and moved.is_file() else written
+
+
+def _sha(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_leftovers(store: str, runs: Sequence[RunRecord], known: Collection[str]) -> list[Finding]:
+    """List what nothing names: files, rows, tags."""
+    found = []
+    for path, why in unnamed_files(store, runs):
+        found.append(Finding("leftover", "", str(path.relative_to(store)), f"{why}, {path.stat().st_size} bytes."))
+    run_ids = {run.run_id for run in runs}
+    for table, column, names in (
+        ("results", "run_id", run_ids),
+        ("metrics", "run_id", run_ids),
+        ("splits", "dataset", set(known)),
+    ):
+        counts = count_by(tables.current(store, table), column)
+        strange = sorted(set(counts) - names)
+        if strange:
+            told = "no recorded run" if column == "run_id" else "no published snapshot"
+            text = f"{sum(counts[name] for name in strange)} rows of {told}: {shorten(strange)}."
+            found.append(Finding("leftover", "", table, text))
+    for table in TABLES:
+        stale = sorted(stale_tags(store, table, known))
+        if stale:
+            text = f"{len(stale)} tags of snapshots that are not published: {shorten(stale)}."
+            found.append(Finding("leftover", "", table, text))
+    return found
+
+
+def stale_tags(store: str, table: str, known: Collection[str]) -> dict[str, datetime]:
+    """List a table's tags that protect a snapshot which is not published, each with the time when it was set."""
+    wanted = {tables.snapshot_tag(name) for name in known}
+    tags = tables.list_tags(store, table)
+    return {t: at for t, (_, at) in tags.items() if t.startswith(tables.snapshot_tag("")) and t not in wanted}
+
+
+def count_by(ref: TableRef, column: str) -> dict[str, int]:
+    """Count rows by the value of a column."""
+    counts: dict[str, int] = {}
+    for batch in tables.stream(ref, [column]):
+        for pair in batch.column(0).value_counts().to_pylist():
+            counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
+    return counts
+
+
+def unnamed_files(store: str, runs: Sequence[RunRecord]) -> Iterator[tuple[Path, str]]:
+    """List the files beside the tables that no run names, with what each is."""
+    named = named_files(store, runs)
+    for folder in ("checkpoints", "reports"):
+        for path in sorted((Path(store) / folder).glob("*")):
+            if path.is_symlink() or not path.is_file():
+                continue
+            if path.suffix == ".part":
+                yield path, "a file that was not written to its end"
+            elif path.suffix == ".state":
+                yield path, "the state of a training that was left"
+            elif path not in named:
+                yield path, "a file that no run names"
+
+
+def age(path: Path, now: datetime) -> float:
+    """Tell how long ago a file was last written, seconds."""
+    return (now - datetime.fromtimestamp(path.stat().st_mtime, UTC)).total_seconds()

@@ -1,0 +1,105 @@
+"""What a store publishes, and which rows of the pinned tables are a snapshot's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from csip import tables
+from csip.errors import StoreError
+from csip.tables import RunRecord, quote
+from csip.types import Snapshot, TableRef
+
+_JSON = ("tables", "config", "counts", "videos")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A published snapshot.
+
+    Attributes:
+        name: what a user calls it.
+        created: ISO 8601, UTC.
+        digest: of what decides its rows.
+        protocols: protocol -> how many splits it has.
+        counts: what it was published with.
+        tables: table -> pinned version.
+        bytes: of the data files that its versions name; other snapshots may name the same ones.
+        problem: why its tables cannot be read; empty where they can.
+    """
+
+    name: str
+    created: str
+    digest: str
+    protocols: Mapping[str, int]
+    counts: Mapping[str, Any]
+    tables: Mapping[str, int]
+    bytes: int
+    problem: str = ""
+
+
+def read_published(ref: TableRef) -> dict[str, dict[str, Any]]:
+    """Read a version of `snapshots`: name -> row, its JSON decoded, oldest first."""
+    rows = [row | {k: json.loads(row[k]) for k in _JSON} for row in tables.read(ref).to_pylist()]
+    return {row["name"]: row for row in sorted(rows, key=lambda row: (row["created"], row["name"]))}
+
+
+def published(store: str, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Read the rows of all published snapshots, or of those that are named: name -> row, oldest first.
+
+    Raises:
+        StoreError: there is no such store or snapshot; the message lists those there are.
+    """
+    for name in names:
+        tables.snapshot_row(store, name)
+    rows = read_published(tables.current(store, "snapshots"))
+    return {name: row for name, row in rows.items() if not names or name in names}
+
+
+def list_snapshots(store: str) -> list[Listed]:
+    """List what a store publishes, oldest first.
+
+    Raises:
+        StoreError: there is no such store.
+    """
+    return [_listed(store, row) for row in published(store).values()]
+
+
+def _listed(store: str, row: Mapping[str, Any]) -> Listed:
+    protocols: dict[str, int] = {}
+    size, problem = 0, ""
+    try:
+        snapshot = Snapshot(row["name"], store, row["tables"], row["digest"])
+        size = sum(tables.extent(tables.pinned(snapshot, name)).data_bytes for name in row["tables"])
+        where = f"dataset = {quote(row['name'])}"
+        splits = tables.read(tables.pinned(snapshot, "splits"), ["protocol", "split"], where)
+        pairs = set(zip(splits["protocol"].to_pylist(), splits["split"].to_pylist(), strict=True))
+        protocols = {name: sum(one == name for one, _ in pairs) for name in sorted({name for name, _ in pairs})}
+    except StoreError as error:
+        problem = str(error)
+    told = {name: row[name] for name in ("name", "created", "digest", "counts", "tables")}
+    return Listed(**told, protocols=protocols, bytes=size, problem=problem)
+
+
+def extractions(row: Mapping[str, Any], runs: Sequence[RunRecord]) -> dict[str, RunRecord]:
+    """Map each video of a snapshot to the finished run that gave it its tracklets: same settings, and earlier."""
+    videos = set(row["videos"])
+    earlier = [run for run in runs if run.stage == "track_video" and run.started <= row["created"]]
+    mine = [run for run in earlier if run.outputs["video_sha"] in videos]
+    # The same weights may have lain elsewhere when the video was extracted; the same place says more, if it is there.
+    found = [run for run in mine if _settings(run.config, path=False) == _settings(row["config"], path=False)]
+    exact = [run for run in mine if _settings(run.config, path=True) == _settings(row["config"], path=True)]
+    return {run.outputs["video_sha"]: run for run in (*found, *exact)}
+
+
+def _settings(config: Any, *, path: bool) -> Any:
+    known = config if isinstance(config, Mapping) else {}
+    detect = dict(known.get("detect") or {})
+    return [detect if path else detect | {"weights": ""}, known.get("track")]
+
+
+def generations(row: Mapping[str, Any], runs: Sequence[RunRecord]) -> set[str]:
+    """List the track digests of a snapshot's own tracklets."""
+    return {row["digest"]} | {run.outputs["track_digest"] for run in extractions(row, runs).values()}
