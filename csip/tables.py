@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,12 +153,28 @@ def read(ref: TableRef, columns: Sequence[str] | None = None, where: str | None 
         ref: the version.
         columns: those to read; key columns come first and always. All, if None.
         where: a condition in Lance's filter language (SQL-like); see `quote`.
+
+    Raises:
+        StoreError: it cannot be opened, or a file of it cannot be read.
     """
     dataset = _open(ref)
     keys = key_names(dataset.schema)
     names = None if columns is None else keys + [c for c in columns if c not in keys]
-    table: pa.Table = dataset.to_table(columns=names, filter=where)
+    with _reading(ref):
+        table: pa.Table = dataset.to_table(columns=names, filter=where)
     return table.sort_by([(k, "ascending") for k in keys])
+
+
+@contextmanager
+def _reading(ref: TableRef) -> Iterator[None]:
+    """Say what it means that a file of a pinned version cannot be read."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(
+            f"{ref.uri} version {ref.version}: cannot be read ({error}). Restore the table's files from a copy, or "
+            "build into a new store; `csip verify` says what else is missing."
+        ) from error
 
 
 def binary_views(column: pa.ChunkedArray) -> list[memoryview]:
@@ -487,13 +504,9 @@ def stream(
     Raises:
         StoreError: it cannot be opened, or a file of it cannot be read.
     """
-    try:
-        yield from _open(ref).to_batches(columns=list(columns), filter=where, batch_size=batch_rows)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(
-            f"{ref.uri} version {ref.version}: {', '.join(columns)} cannot be read ({error}). "
-            "Restore the table's files from a copy, or build into a new store."
-        ) from error
+    dataset = _open(ref)
+    with _reading(ref):
+        yield from dataset.to_batches(columns=list(columns), filter=where, batch_size=batch_rows)
 
 
 def list_versions(store: str, name: str) -> dict[int, datetime]:

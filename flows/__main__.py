@@ -1,6 +1,7 @@
 """The one command line, `csip`.
 
-Exit codes: 0 done, 1 could not be done (the message says why), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 could not be done (the message says why) or, of `verify`, faults were found, 2 wrong usage,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 DEFAULT_STORE = "csip-store"
 _SECONDS_TO_LEAVE = 3.0
+_MOST_DAYS = 36_500
 
 # Read by Prefect when it is imported, so they are set before. All can be overridden from outside.
 _ENVIRONMENT = {
@@ -40,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
         made.set_defaults(run=run)
@@ -121,6 +124,29 @@ def make_parser() -> argparse.ArgumentParser:
     lineage = command("lineage", _lineage, "Walk from a result back to the videos it came from.")
     lineage.add_argument("ref", metavar="REF", help="a run, snapshot, tracklet, table@version, checkpoint or SHA-256")
     with_store(lineage)
+
+    with_store(command("snapshots", _snapshots, "List what a store publishes."))
+
+    verify = command("verify", _verify, "Look whether a store is whole; exit code 1 where it is not.")
+    verify.add_argument(
+        "snapshot", nargs="*", metavar="NAME", help="look at these snapshots only (default: all there is)"
+    )
+    verify.add_argument("--deep", action="store_true", help="look into every crop, too")
+    with_store(verify)
+
+    diff = command("diff", _diff, "Say what tells two snapshots apart.")
+    diff.add_argument("a", metavar="A", help="a snapshot")
+    diff.add_argument("b", metavar="B", help="another one")
+    with_store(diff)
+
+    clean = command("gc", _gc, "Merge small files, and give back what no snapshot, tag or run names.")
+    clean.add_argument("--dry-run", action="store_true", help="change nothing, and say what would be done")
+    text = "a snapshot to drop first; may be repeated"
+    clean.add_argument("--drop", action="append", default=[], metavar="NAME", help=text)
+    clean.add_argument("--force", action="store_true", help="drop it though runs were made from it")
+    text = "what was in use within so many days is left (default: 7); 0 only while nobody else uses the store"
+    clean.add_argument("--older-than", type=_days, default=_days("7"), metavar="DAYS", help=text)
+    with_store(clean)
     return parser
 
 
@@ -248,6 +274,44 @@ def _lineage(args: argparse.Namespace) -> None:
     commands.lineage(args.ref, _absolute(args.store), as_json=args.json)
 
 
+def _snapshots(args: argparse.Namespace) -> None:
+    from flows import maintenance
+
+    maintenance.snapshots(_absolute(args.store), as_json=args.json)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from flows import maintenance
+
+    return maintenance.check_store(_absolute(args.store), args.snapshot, deep=args.deep, as_json=args.json)
+
+
+def _diff(args: argparse.Namespace) -> None:
+    from flows import maintenance
+
+    maintenance.compare(args.a, args.b, _absolute(args.store), as_json=args.json)
+
+
+def _gc(args: argparse.Namespace) -> None:
+    from flows import maintenance
+
+    maintenance.clean(
+        _absolute(args.store),
+        args.drop,
+        dry_run=args.dry_run,
+        force=args.force,
+        older_than=args.older_than,
+        as_json=args.json,
+    )
+
+
+def _days(text: str) -> timedelta:
+    days = float(text)
+    if not 0 <= days <= _MOST_DAYS:
+        raise ValueError(text)
+    return timedelta(days=days)
+
+
 def _absolute(store: str) -> str:
     if "://" in store:
         raise UsageError(f"--store {store}: found an address, expected a folder; this version keeps stores in folders.")
@@ -263,9 +327,10 @@ def main(argv: list[str] | None = None) -> int:
     from csip.errors import CsipError
 
     interrupted = threading.Event()
+    code = 0
     try:
         with _leaving_soon(args.command, interrupted):
-            args.run(args)
+            code = args.run(args) or 0
     except UsageError as error:
         parser.error(str(error))
     except (CsipError, ValueError) as error:
@@ -279,7 +344,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
     except KeyboardInterrupt:
         interrupted.set()
-    return 130 if interrupted.is_set() else 0
+    return 130 if interrupted.is_set() else code
 
 
 @contextmanager

@@ -376,9 +376,17 @@ def _show_train(told: Mapping[str, Any]) -> None:
 
 def _show_results(told: Mapping[str, Any]) -> None:
     terminal.OUT.print(terminal.scores(told["scores"], told["label"]))
-    # Encoders that were ranked alike are described alike.
-    for text in dict.fromkeys(told["described"].values()):
-        terminal.OUT.print(Text(text + "\n", style="dim"))
+    described = told["described"]
+    main = next((name for name in described if name.startswith("trained")), next(iter(described)))
+    terminal.OUT.print(Text(described[main] + "\n", style="dim"))
+    for name, text in described.items():
+        if _ranked(text) != _ranked(described[main]):
+            terminal.OUT.print(Text(f"{name}: {_ranked(text)}\n", style="dim"))
+
+
+def _ranked(text: str) -> str:
+    """Pick out of a protocol in words what one item of the ranking is; all else is the same for every encoder."""
+    return "ranked: " + text.partition("ranked: ")[2].partition(".")[0]
 
 
 def _show_stages(done: Sequence[Mapping[str, Any]], reused: Sequence[Mapping[str, Any]]) -> None:

@@ -125,8 +125,10 @@ def _skeletons(store: str, views: tuple[Snapshot, ...], e: Experiment) -> tuple[
     # Neither a path nor how many trainings there are decides what one of them gives.
     e = replace(e, skeleton=replace(e.skeleton, initial="", seeds=1))
     untrained = initialise_skeletons_task(store, views[0], e.skeleton, e.model, given, e.seed)
-    trained = train_skeletons_task(store, untrained, views[0], e.skeleton, e.seed, e.runtime)
-    return tuple(_score_skeletons(store, untrained, trained, data, e) for data in views)
+    # An epoch that is chosen by the probes is chosen by each protocol's own: one training a protocol, as published.
+    chosen = views if e.skeleton.select_on_probe else views[:1]
+    trained = [train_skeletons_task(store, untrained, view, e.skeleton, e.seed, e.runtime) for view in chosen]
+    return tuple(_score_skeletons(store, untrained, trained[i % len(trained)], view, e) for i, view in enumerate(views))
 
 
 def _score_skeletons(

@@ -84,7 +84,8 @@ def choose_splits(snapshot: Snapshot, config: DataConfig) -> tuple[Snapshot, ...
     """
     there = read_splits(snapshot)
     if not there:
-        why = snapshot_row(snapshot.store, snapshot.name)["counts"].get("no_protocol", "Build it again from more video.")
+        counts = snapshot_row(snapshot.store, snapshot.name)["counts"]
+        why = counts.get("no_protocol", "Build it again from more video.")
         raise TooLittleDataError(f"Snapshot {snapshot.name}: found no protocol in it, expected one. {why}")
     protocols = _pick("protocol", config.protocol, tuple(there), snapshot)
     return tuple(

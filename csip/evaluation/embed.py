@@ -288,15 +288,20 @@ def read_embeddings(
     Raises:
         TooLittleDataError: a whole part has none, or no clip lies inside any of them.
     """
-    table = tables.read(ref.table, ["feature"], f"encoder_digest = {tables.quote(ref.encoder_digest)}")
+    columns = ["tracklet_id", "first_frame", "last_frame", "feature"]
+    # In no order: to sort a table with its features in it takes longer than all else of the reading.
+    table = pa.Table.from_batches(
+        tables.stream(ref.table, columns, f"encoder_digest = {tables.quote(ref.encoder_digest)}"),
+        pa.schema([TABLES["embeddings"].field(name) for name in columns]),
+    )
     rows: dict[str, list[tuple[int, int, int]]] = {}
-    names = (table[k].to_pylist() for k in ("tracklet_id", "first_frame", "last_frame"))
+    names = (table[name].to_pylist() for name in columns[:3])
     for i, (tracklet, first, last) in enumerate(zip(*names, strict=True)):
         rows.setdefault(tracklet, []).append((first, last, i))
     units: list[TrackletPart] = []
     of_part, at, missing = [], [], []
     for i, part in enumerate(parts):
-        own = rows.get(part.tracklet_id, [])
+        own = sorted(rows.get(part.tracklet_id, []))
         if ref.unit == "part":
             inside = [row for row in own if row[:2] == (part.first_frame, part.last_frame)]
         else:

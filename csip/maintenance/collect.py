@@ -22,18 +22,16 @@ before: each step is one commit, or removes what nothing names, and the next gc 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from csip import tables
 from csip.errors import StoreError
-from csip.lineage import History
 from csip.maintenance.files import age, stale_tags, unnamed_files
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import Published, current_since, published_since, snapshots_in, versions_of_runs
-from csip.maintenance.rows import Unneeded, unneeded_rows
+from csip.maintenance.rows import Unneeded, unneeded_rows, used_generations
 from csip.maintenance.snapshots import published
 from csip.tables import RunRecord, quote, snapshot_tag, table_uri
 from csip.types import TableRef
@@ -41,6 +39,8 @@ from storage_schemas import TABLES
 
 OLDER_THAN = timedelta(days=7)
 """As long as Lance itself leaves files that no version names."""
+
+_SLACK = timedelta(seconds=1)
 
 
 @dataclass(slots=True)
@@ -91,8 +91,7 @@ class _Plan:
 
     ref: TableRef
     tags: tuple[str, ...]
-    rows: Unneeded | None
-    leave: tuple[int, ...]
+    leave: frozenset[int]
     fragments: tuple[int, ...]
     fragment_bytes: int
     versions: tuple[int, ...]
@@ -116,25 +115,28 @@ def collect(
         StoreError: no such store or snapshot; runs were made from a snapshot; or the store cannot be written.
     """
     now = datetime.now(UTC)
-    known = published(store)
-    runs = History(store).runs
+    since = now - older_than
+    known, runs = published(store), tables.find_runs(store, "true")
     for name in drop:
         _may_go(store, name, runs, force=force)
-    named, recent = versions_of_runs(runs), published_since(store, now - older_than)
-    kept = set(known) - set(drop)
     done = Collected(tuple(sorted(set(drop))))
-    needless = unneeded_rows(store, recent, now - older_than, done.left)
-    plans = {
-        name: _plan(store, name, named.get(name, set()), recent, kept, needless.get(name), now - older_than)
-        for name in TABLES
-    }
-    lost = [path for path in _lost_files(store, runs, now, older_than, done.left)]
+    kept = {name: row for name, row in known.items() if name not in drop}
+    recent, alone = published_since(store, since), not older_than
+    used = used_generations(list((kept if alone else known).values()), runs)
+    needed = recent.only(kept) if alone else recent
+    needless = unneeded_rows(store, needed, used, since, alone=alone, left=done.left)
+    named = versions_of_runs(runs)
+    plans = {name: _plan(store, name, named.get(name, set()), recent, set(kept), since) for name in TABLES}
+    for name in (*needless, *(["snapshots"] if drop else [])):
+        # Rows that are deleted change the fragments that were to be merged.
+        plans[name] = replace(plans[name], fragments=(), fragment_bytes=0)
+    lost = _lost_files(store, runs, now, older_than, done.left)
     if not dry_run:
         # A reader sees a snapshot as long as its row is there: that goes first, and at once.
         for name in done.dropped:
             tables.delete(store, "snapshots", f"name = {quote(name)}")
     for name, plan in plans.items():
-        work = _carry_out(store, name, plan, done.left, dry_run=dry_run)
+        work = _carry_out(store, name, plan, needless.get(name), done.left, dry_run=dry_run)
         if work != TableWork():
             done.tables[name] = work
     for path in lost:
@@ -156,29 +158,62 @@ def _may_go(store: str, name: str, runs: Sequence[RunRecord], *, force: bool) ->
         )
 
 
-def _plan(
-    store: str,
-    name: str,
-    named: set[int],
-    recent: Published,
-    kept: set[str],
-    needless: Unneeded | None,
-    since: datetime,
-) -> _Plan:
+def _plan(store: str, name: str, named: set[int], recent: Published, kept: set[str], since: datetime) -> _Plan:
+    """Settle what is to be done to a table before anything is changed, so that a dry run tells the same."""
     versions = tables.list_versions(store, name)
     ref = TableRef(table_uri(store, name), max(versions))
-    tags = tables.list_tags(store, name)
+    # A tag that is younger than any row of its snapshot belongs to one that is being published.
+    seen = {snapshot_tag(row["name"]): datetime.fromisoformat(row["created"]) + _SLACK for row in recent.rows}
     stale = stale_tags(store, name, kept)
-    known = {snapshot_tag(one) for one in recent.names - kept}
-    # A tag whose snapshot nobody has seen yet may belong to one that is being published.
-    gone = tuple(sorted(tag for tag, at in stale.items() if at < since or tag in known))
-    stay = {*named, *recent.versions.get(name, ()), *(version for version, _ in tags.values())}
-    stay |= set(current_since(versions, since))
-    leave, fragments, size = (), (), 0
-    if needless is None:  # rows that are deleted now change fragments under a plan to merge them
-        leave, fragments, size = _plan_merging(ref, versions, stay - {ref.version}, since, named_newest=_is_named(ref, named, recent, tags))
-    return _Plan(ref, gone, needless, leave, fragments, size, tuple(sorted(set(versions) - stay)))
+    gone = tuple(sorted(tag for tag, at in stale.items() if at <= max(since, seen.get(tag, since))))
+    keep = {*named, *recent.versions(name), *(version for version, _ in tables.list_tags(store, name).values())}
+    old = set(versions) - keep - set(current_since(versions, since))
+    before = max((version for version, at in versions.items() if at <= since), default=0)
+    newest = tables.extent(ref).fragments
+    leave = set(newest) - set(tables.extent(TableRef(ref.uri, before)).fragments if before else ())
+    for version in keep & set(versions) if len(newest) > len(leave) else ():
+        leave |= set(tables.extent(TableRef(ref.uri, version)).fragments)
+    merged = tables.plan_compaction(ref, leave) if len(set(newest) - leave) else []
+    return _Plan(ref, gone, frozenset(leave), tuple(merged), sum(newest[one] for one in merged), tuple(sorted(old)))
 
 
-def _is_named(ref: TableRef, named: set[int], recent: Published, tags: dict[str, Any]) -> bool:
-    ...
+def _carry_out(
+    store: str, name: str, plan: _Plan, needless: Unneeded | None, left: list[str], *, dry_run: bool
+) -> TableWork:
+    work = TableWork(tags=len(plan.tags))
+    busy = f"{name}: another process was writing; {{}} are left for the next gc."
+    if not dry_run:
+        for tag in plan.tags:
+            tables.untag(store, name, tag)
+    if needless is not None:
+        if dry_run or tables.delete_as_read(needless.ref, needless.where):
+            work.rows = needless.rows
+        else:
+            left.append(busy.format("rows that nothing needs"))
+    if plan.fragments:
+        if dry_run or tables.compact(plan.ref, plan.leave):
+            work.fragments, work.fragment_bytes = len(plan.fragments), plan.fragment_bytes
+        else:
+            left.append(busy.format("small files"))
+    work.versions, work.files, work.bytes = tables.clean_up(store, name, plan.versions, dry_run=dry_run)
+    return work
+
+
+def _lost_files(
+    store: str, runs: Sequence[RunRecord], now: datetime, older_than: timedelta, left: list[str]
+) -> list[Path]:
+    """List the files beside the tables that can go: unfinished ones and states of trainings, long untouched."""
+    lost, finished, young = [], [], []
+    for path, _ in unnamed_files(store, runs):
+        if path.suffix not in (".part", ".state"):
+            finished.append(path)
+        elif age(path, now) >= older_than.total_seconds():
+            lost.append(path)
+        else:
+            young.append(path)
+    if young:
+        left.append(f"{len(young)} unfinished files or states of trainings were written lately.")
+    if finished:
+        told = shorten([path.name for path in finished])
+        left.append(f"{len(finished)} files that no run names, but which are whole: {told}. Remove them by hand.")
+    return lost

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from csip import tables
+from csip.errors import StoreError
 from csip.maintenance.findings import Finding
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import FILE, TABLE, named_files, references, snapshots_in
@@ -70,23 +71,27 @@ def find_leftovers(store: str, runs: Sequence[RunRecord], known: Collection[str]
     for path, why in unnamed_files(store, runs):
         found.append(Finding("leftover", "", str(path.relative_to(store)), f"{why}, {path.stat().st_size} bytes."))
     run_ids = {run.run_id for run in runs}
-    for table, column, names in (
-        ("results", "run_id", run_ids),
-        ("metrics", "run_id", run_ids),
-        ("splits", "dataset", set(known)),
-    ):
-        counts = count_by(tables.current(store, table), column)
-        strange = sorted(set(counts) - names)
-        if strange:
-            told = "no recorded run" if column == "run_id" else "no published snapshot"
-            text = f"{sum(counts[name] for name in strange)} rows of {told}: {shorten(strange)}."
-            found.append(Finding("leftover", "", table, text))
+    owners = {"results": ("run_id", run_ids), "metrics": ("run_id", run_ids), "splits": ("dataset", set(known))}
     for table in TABLES:
-        stale = sorted(stale_tags(store, table, known))
+        try:
+            found += _leftover_rows(store, table, *owners[table]) if table in owners else ()
+            stale = sorted(stale_tags(store, table, known))
+        except StoreError as error:
+            found.append(Finding("fault", "", table, str(error)))
+            continue
         if stale:
             text = f"{len(stale)} tags of snapshots that are not published: {shorten(stale)}."
             found.append(Finding("leftover", "", table, text))
     return found
+
+
+def _leftover_rows(store: str, table: str, column: str, names: Collection[str]) -> Iterator[Finding]:
+    counts = count_by(tables.current(store, table), column)
+    strange = sorted(set(counts) - set(names))
+    if strange:
+        told = "no recorded run" if column == "run_id" else "no published snapshot"
+        text = f"{sum(counts[name] for name in strange)} rows of {told}: {shorten(strange)}."
+        yield Finding("leftover", "", table, text)
 
 
 def stale_tags(store: str, table: str, known: Collection[str]) -> dict[str, datetime]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,13 +19,12 @@ _LONGEST_HEADER = 100_000_000
 
 
 def references(value: Any, keys: frozenset[str]) -> Iterator[Mapping[str, Any]]:
-    """Find the references with exactly these keys in a run's inputs or outputs; not those inside of a snapshot's."""
+    """Find the references with exactly these keys in a run's inputs or outputs."""
     if isinstance(value, Mapping):
         if keys == set(value):
             yield value
-        elif not is_snapshot(value):
-            for inner in value.values():
-                yield from references(inner, keys)
+        for inner in value.values():
+            yield from references(inner, keys)
     elif isinstance(value, list):
         for inner in value:
             yield from references(inner, keys)
@@ -63,16 +62,22 @@ class Published:
     """What a store published at some time since a given one.
 
     Attributes:
-        versions: table -> versions.
-        names: of the snapshots.
-        digests: of the snapshots.
-        splits: the versions of `splits` that they name, each with the snapshot's name.
+        rows: of `snapshots`, decoded; those that were replaced in the meantime stand beside the new ones.
     """
 
-    versions: Mapping[str, frozenset[int]]
-    names: frozenset[str]
-    digests: frozenset[str]
-    splits: tuple[tuple[str, int], ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+    def names(self) -> set[str]:
+        """Name the snapshots."""
+        return {row["name"] for row in self.rows}
+
+    def versions(self, table: str) -> set[int]:
+        """List the versions of a table that they name."""
+        return {row["tables"][table] for row in self.rows if table in row["tables"]}
+
+    def only(self, names: Collection[str]) -> Published:
+        """Leave out all but some."""
+        return Published(tuple(row for row in self.rows if row["name"] in names))
 
 
 def published_since(store: str, since: datetime) -> Published:
@@ -80,19 +85,9 @@ def published_since(store: str, since: datetime) -> Published:
 
     Whoever opened a snapshot since then may still read it, though it has been dropped or replaced.
     """
-    rows = []
-    for version in current_since(tables.list_versions(store, "snapshots"), since):
-        rows += list(read_published(TableRef(table_uri(store, "snapshots"), version)).values())
-    versions: dict[str, set[int]] = {name: set() for name in TABLES}
-    for row in rows:
-        for name, version in row["tables"].items():
-            versions.setdefault(name, set()).add(version)
-    return Published(
-        {name: frozenset(some) for name, some in versions.items()},
-        frozenset(row["name"] for row in rows),
-        frozenset(row["digest"] for row in rows),
-        tuple(sorted({(row["name"], row["tables"]["splits"]) for row in rows if "splits" in row["tables"]})),
-    )
+    versions = current_since(tables.list_versions(store, "snapshots"), since)
+    refs = [TableRef(table_uri(store, "snapshots"), version) for version in versions]
+    return Published(tuple(row for ref in refs for row in read_published(ref).values()))
 
 
 def current_since(versions: Mapping[int, datetime], since: datetime) -> list[int]:

@@ -121,9 +121,11 @@ class SidecarSkeletons:
 def _read_sidecar(path: Path, joints: int) -> FloatArray:
     try:
         value = np.asarray(json.loads(path.read_bytes())["keypoints"], dtype=np.float64)
-        fits = value.shape == (joints, 3) and bool(np.isfinite(value).all())
-        found = f"an array of shape {value.shape}" + ("" if fits else ", or one that is not finite")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # As float32, which tables hold, 1e39 is infinite.
+        finite = bool((np.abs(value) <= np.finfo(np.float32).max).all())
+        fits = value.shape == (joints, 3) and finite
+        found = f"{'' if finite else 'numbers that are not finite in '}an array of shape {value.shape}"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         fits, found = False, f"{type(error).__name__}: {error}"
     if not fits:
         raise SourceError(
@@ -186,7 +188,8 @@ def read_picture(path: Path) -> tuple[bytes, tuple[int, int], str]:
         with Image.open(io.BytesIO(content)) as image:
             kind = Image.MIME.get(image.format or "", "")
             size = image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    # All of these are what Pillow makes of damaged headers.
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise SourceError(
             f"Picture {path}: cannot be read ({error}). Expected one of {', '.join(sorted(MEDIA_TYPES))}; "
             "get the file again from where the data set comes from. The same command then goes on."

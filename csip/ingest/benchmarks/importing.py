@@ -36,6 +36,7 @@ IMPORT_VERSION = 1
 """Raise it when a change to this file changes the rows that it makes of the same tracklets."""
 
 _COMMIT_FRAMES = 4_000
+_COMMIT_BYTES = 64 * 1024**2  # of pictures: those of one's own data set may be large
 _PINNED = ("tracklets", "crops", "skeletons", "splits")
 
 
@@ -91,7 +92,12 @@ _OPENERS: Mapping[str, Opener] = {
 
 
 def _existing(rest: str, source: str) -> Path:
-    path = Path(rest).expanduser().resolve()
+    try:
+        path = Path(rest).expanduser().resolve()
+    except RuntimeError as error:  # no such user, or links in a circle
+        raise SourceError(
+            f"Source {source}: {error} Expected a path; name the data set's folder by its own."
+        ) from error
     if not rest or not path.exists():
         kind = source.partition(":")[0]
         raise SourceError(
@@ -156,7 +162,8 @@ def open_benchmark(source: str, config: ExtractConfig, runtime: RuntimeConfig) -
     """Find and check the benchmark that a source names, `kind:` and what that kind wants behind it.
 
     Raises:
-        SourceError: no such kind (the message lists those there are), or the data set is not as it should be.
+        SourceError: no such kind (the message lists those there are), or the data set is not as it should be, or may
+            not be read.
     """
     kind, colon, rest = source.partition(":")
     if not colon or kind not in _OPENERS:
@@ -165,7 +172,14 @@ def open_benchmark(source: str, config: ExtractConfig, runtime: RuntimeConfig) -
             f"Source {source!r}: found no benchmark of that name, expected one that begins with: {known}. "
             "Name one of those, or build from videos with `csip build-skeletons`."
         )
-    return _OPENERS[kind](rest, source, config, runtime)
+    try:
+        return _OPENERS[kind](rest, source, config, runtime)
+    except OSError as error:
+        # Folders are listed in many places, and none of them knows what to do about this.
+        raise SourceError(
+            f"Source {source}: {error.filename} cannot be read ({error.strerror}). Expected files and folders that "
+            "this user may read, on a disk that is there; mend that and run the same command again."
+        ) from error
 
 
 def count_benchmark(benchmark: Benchmark) -> dict[str, object]:
@@ -224,6 +238,10 @@ def import_benchmark(out: Output, source: str, config: ExtractConfig, runtime: R
 
 def _write_tracklets(store: str, benchmark: Benchmark, content: str) -> Iterator[Progress]:
     """Load and write the tracklets that the store lacks; a tracklet's own row comes last and says it is whole."""
+    # An older IMPORT_VERSION gave its skeletons to the same tracklets, and readers expect one a frame. Snapshots of it
+    # keep theirs: they pin versions.
+    older = f"starts_with(tracklet_id, {quote(benchmark.digest[:12] + '-')}) AND extractor_digest != {quote(content)}"
+    tables.delete(store, "skeletons", older)
     names = sorted({row.tracklet_id for row in benchmark.splits})
     have = tables.read(tables.current(store, "tracklets"), [], _own(content))["tracklet_id"].to_pylist()
     todo = sorted(set(names) - set(have))
@@ -231,11 +249,15 @@ def _write_tracklets(store: str, benchmark: Benchmark, content: str) -> Iterator
     for i, name in enumerate(todo):
         yield Progress("import_benchmark", len(names) - len(todo) + i, len(names), "tracklets")
         waiting.append(benchmark.load(name))
-        if sum(map(len, waiting)) >= _COMMIT_FRAMES:
+        if sum(map(len, waiting)) >= _COMMIT_FRAMES or sum(map(_picture_bytes, waiting)) >= _COMMIT_BYTES:
             _commit(store, waiting, content)
             waiting = []
     if waiting:
         _commit(store, waiting, content)
+
+
+def _picture_bytes(tracklet: BenchmarkTracklet) -> int:
+    return sum(map(len, tracklet.images))
 
 
 def _own(content: str) -> str:
@@ -342,13 +364,15 @@ def _count_roles(splits: Sequence[SplitRow]) -> dict[str, object]:
     names = list(dict.fromkeys((row.protocol, row.split) for row in splits))
     rows = [row for row in splits if (row.protocol, row.split) == names[0]]
     parts = Counter(row.role for row in rows)
-    train = {row.pid for row in rows if row.role == "train"}
+    people = {role: {row.pid for row in rows if row.role == role} for role in ("train", "query", "gallery")}
+    # Where nobody asks for person 0, that is what distractors are called, and no person.
+    tested = people["query"] | (people["gallery"] - {0})
     several = Counter(protocol for protocol, _ in names)
     groups = Counter(group for group, _ in {(row.group, row.pid) for row in rows} if group)
     return {
         "protocols": ", ".join(f"{name} ({n} splits)" if n > 1 else name for name, n in several.items()),
-        "train_people": len(train),
-        "test_people": len({row.pid for row in rows if row.role != "train"}),
+        "train_people": len(people["train"]),
+        "test_people": len(tested),
         **{f"{role}_parts": parts[role] for role in ("train", "query", "gallery")},
         **{f"{group}_people": number for group, number in sorted(groups.items())},
     }

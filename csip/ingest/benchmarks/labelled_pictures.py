@@ -164,6 +164,8 @@ class Pictures:
         try:
             found = (self._root / path).stat()
             return found.st_size if stat.S_ISREG(found.st_mode) else -1
+        except PermissionError:
+            raise  # a side-car file that may not be read is not one that is missing
         except OSError:
             return -1
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from csip import tables
 from csip.config import (
+    BenchmarkConfig,
     ClipConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -29,7 +30,7 @@ from csip.evaluation.score import evaluate
 from csip.evaluation.write_report import write_report
 from csip.ingest.benchmarks import importing
 from csip.ingest.benchmarks.importing import import_benchmark, open_benchmark
-from csip.ingest.benchmarks.records import BenchmarkTracklet
+from csip.ingest.benchmarks.records import BenchmarkTracklet, SplitRow
 from csip.ingest.benchmarks.walkers import deal, walkers
 from csip.ingest.records import extract_digests
 from csip.lineage import History, flatten
@@ -39,6 +40,7 @@ from storage_schemas import TABLES
 
 WALKERS = WalkersConfig(people=6, twins=0.67, cameras=2, frames=4, missing_frames=0.2)
 CONFIG = ExtractConfig(dataset="walkers", walkers=WALKERS)
+NO_SKELETONS = ExtractConfig(benchmark=BenchmarkConfig(skeletons="none"))
 RUNTIME = RuntimeConfig(device="cpu")
 COUNT = 6 * 2 * 2  # tracklets
 ROWS = ("tracklets", "crops", "skeletons", "splits")
@@ -185,13 +187,57 @@ def test_a_store_where_another_content_has_the_name_is_refused(bring, imported, 
         bring(store)
 
 
+def test_a_raised_import_version_makes_its_own_snapshot_and_both_can_be_read(bring, tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    old = bring(store)[1].value
+    monkeypatch.setattr(importing, "IMPORT_VERSION", importing.IMPORT_VERSION + 1)
+    new = bring(store)[1].value
+    assert old.name != new.name
+    for snapshot in (old, new):
+        assert len(rows(snapshot, "skeletons")) == COUNT * 4
+        clips = ClipDataset(snapshot, read_parts(snapshot, "train"), ClipConfig(frames=4, height=32, width=16))
+        assert len(clips.parts) == 12
+    assert {row["extractor_digest"] for row in rows(old, "skeletons")} == {old.digest}
+    assert {row["extractor_digest"] for row in rows(new, "skeletons")} == {new.digest}
+
+
+def test_pictures_are_committed_before_they_fill_the_memory(bring, tmp_path, monkeypatch):
+    sizes = []
+    commit = importing._commit
+    monkeypatch.setattr(importing, "_COMMIT_BYTES", 1)
+    monkeypatch.setattr(importing, "_commit", lambda *given: (sizes.append(len(given[1])), commit(*given)))
+    bring(tmp_path / "store", ExtractConfig(walkers=WalkersConfig(people=4, twins=0, cameras=2, frames=2)))
+    assert sizes == [1] * (4 * 2 * 2)
+
+
 def test_walkers_do_not_change_which_videos_count_as_extracted():
     assert extract_digests(CONFIG) == extract_digests(ExtractConfig())
+
+
+def test_distractors_are_no_people_but_a_person_0_who_asks_is_one():
+    def row(role, pid):
+        return SplitRow(f"{role}-{pid}", "mars", "0", role, pid, 0, "one")
+
+    distractors = (row("train", 1), row("query", 2), row("gallery", 2), row("gallery", 4), row("gallery", 0))
+    assert importing._count_roles(distractors)["test_people"] == 2
+    assert importing._count_roles((*distractors, row("query", 0)))["test_people"] == 3
+
+
+@pytest.mark.parametrize("kind", ["biwi", "labelled"])
+def test_a_folder_that_may_not_be_read_is_refused_with_its_name(kind, tmp_path, monkeypatch):
+    def forbid(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "train").mkdir()
+    monkeypatch.setattr("os.scandir", forbid)
+    with pytest.raises(SourceError, match=rf"Source {kind}:\S+: {tmp_path}\S* cannot be read \(Permission denied\)"):
+        open_benchmark(f"{kind}:{tmp_path}", NO_SKELETONS, RUNTIME)
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("mars:~nobody-of-this-name/mars", r"Source mars:~nobody\S+: Could not determine home directory"),
         ("talkers:", r"Source 'talkers:': found no benchmark of that name, .* begins with: biwi:, ias:, .*walkers:"),
         ("walkers", r"Source 'walkers': found no benchmark"),
         ("walkers:big", r"Source walkers:big: found 'big' behind the colon, expected nothing"),

@@ -1,0 +1,127 @@
+"""The commands that look after a store: `csip snapshots`, `verify`, `diff` and `gc`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from rich.text import Text
+
+from csip.config import to_plain
+from csip.maintenance.collect import Collected, collect
+from csip.maintenance.diff import MOST_NAMES, TableDiff, diff
+from csip.maintenance.snapshots import list_snapshots
+from csip.maintenance.verify import verify
+from flows import terminal
+
+_ABSENT = "-"
+
+
+def snapshots(store: str, *, as_json: bool) -> None:
+    """List what a store publishes."""
+    listed = list_snapshots(store)
+    if as_json:
+        terminal.show_json({"store": store, "snapshots": to_plain(listed)})
+        return
+    for one in listed:
+        protocols = ", ".join(f"{name} ({n} splits)" if n > 1 else name for name, n in one.protocols.items())
+        plain = {k.replace("_", " "): v for k, v in one.counts.items() if not isinstance(v, Mapping | list)}
+        shown: list[tuple[str, object]] = [
+            ("published", one.created),
+            ("digest", one.digest[:12]),
+            ("protocols", protocols or "none"),
+            ("table versions", ", ".join(f"{name}@{version}" for name, version in one.tables.items())),
+            ("data files", _size(one.bytes)),
+            *((name, plain[name]) for name in ("videos", "tracklets", "crops", "frames") if name in plain),
+            *((name, plain[name]) for name in ("train people", "test people") if name in plain),
+            *([("cannot be read", one.problem)] if one.problem else []),
+        ]
+        terminal.OUT.print(terminal.facts(one.name, shown))
+    if not listed:
+        terminal.OUT.print(Text(f"No snapshot is published in {store}. Make one with `csip build-skeletons`."))
+
+
+def check_store(store: str, names: Sequence[str], *, deep: bool, as_json: bool) -> int:
+    """Look a store over; 1 where there is a fault, else 0."""
+    found = verify(store, names, deep=deep)
+    faults = [one for one in found if one.kind == "fault"]
+    if as_json:
+        terminal.show_json({"store": store, "faults": len(faults), "findings": to_plain(found)})
+        return int(bool(faults))
+    for kind, title in (("fault", "Faults"), ("leftover", "Leftovers, which do no harm; see `csip gc`")):
+        rows = [(" ".join(filter(None, (one.snapshot, one.where))), one.text) for one in found if one.kind == kind]
+        if rows:
+            terminal.OUT.print(terminal.facts(f"{title} ({len(rows)})", rows))
+    if not faults:
+        told = f"snapshots {', '.join(names)}" if names else "all snapshots, runs and files"
+        terminal.OUT.print(Text(f"Nothing wrong: {told} of {store}."))
+    return int(bool(faults))
+
+
+def compare(a: str, b: str, store: str, *, as_json: bool) -> None:
+    """Say what tells two snapshots apart."""
+    found = diff(store, a, b)
+    if as_json:
+        terminal.show_json({"store": store, "a": a, "b": b, **to_plain(found)})
+        return
+    for title, pairs in (("Settings", found.settings), ("Counts", found.counts), ("Parts", found.roles)):
+        if pairs:
+            rows = [(name, f"{_value(x)} -> {_value(y)}") for name, (x, y) in pairs.items()]
+            terminal.OUT.print(terminal.facts(f"{title} that differ ({a} -> {b})", rows))
+    for name, table in found.tables.items():
+        terminal.OUT.print(terminal.facts(f"Rows of {name}", _rows(table, a, b)))
+
+
+def _rows(table: TableDiff, a: str, b: str) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [("rows", f"{table.rows[0]} -> {table.rows[1]}")]
+    heads = {"only_a": f"only in {a}", "only_b": f"only in {b}", "changed": "changed"}
+    for kind, head in heads.items():
+        count, names = getattr(table, kind), table.names[kind]
+        more = f" and {count - MOST_NAMES} more" if count > MOST_NAMES else ""
+        rows.append((head, f"{count}: {', '.join(names)}{more}" if count else 0))
+    return [*rows, ("compared", ", ".join(table.compared))]
+
+
+def _value(value: Any) -> str:
+    return _ABSENT if value is None else str(value)
+
+
+def clean(store: str, drop: Sequence[str], *, dry_run: bool, force: bool, older_than: timedelta, as_json: bool) -> None:
+    """Give back what nothing names."""
+    done = collect(store, dry_run=dry_run, drop=drop, force=force, older_than=older_than)
+    if as_json:
+        terminal.show_json({"store": store, "dry_run": dry_run, **to_plain(done)})
+        return
+    rows = [*_work(done), ("free", _size(done.bytes))]
+    title = "What `csip gc` would do; nothing was changed" if dry_run else "Cleaned up"
+    terminal.OUT.print(terminal.facts(title, rows))
+    for sentence in done.left:
+        terminal.OUT.print(Text(f"Left: {sentence}", style="dim"))
+    if done.dropped:
+        days = older_than / timedelta(days=1)
+        words = shlex.join(["csip", "gc", "--store", store, *(["--older-than", f"{days:g}"] if days != 7 else [])])
+        after = f", {days:g} days from now or later" if days else ""
+        terminal.OUT.print(Text(f"What {', '.join(done.dropped)} named is free after: {words}{after}", style="dim"))
+
+
+def _work(done: Collected) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [("dropped", name) for name in done.dropped]
+    for name, work in done.tables.items():
+        known = dataclasses.asdict(work)
+        told = [f"{known[one]} {one}" for one in ("tags", "rows", "versions", "files") if known[one]]
+        if work.fragments:
+            told.append(f"{work.fragments} fragments merged, of {_size(work.fragment_bytes)}")
+        rows.append((name, ", ".join(told) + (f", {_size(work.bytes)}" if work.bytes else "")))
+    return [*rows, *((path, _size(size)) for path, size in done.files.items())]
+
+
+def _size(count: float) -> str:
+    """Write bytes so that they can be compared at a glance; the exact number is in --json."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
