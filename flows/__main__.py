@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     with_set(check)
 
     train = command("train-csip", _train, "A snapshot to a trained network, its scores and a report.")
-    train.add_argument("recipe", metavar="RECIPE")
+    train.add_argument("recipe", metavar="RECIPE", help="whose numbers hold: mars, biwi, video, ... (see README)")
     train.add_argument("--snapshot", required=True, metavar="NAME")
     with_store(train)
     with_set(train)
@@ -93,7 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     score = command("score", _score, "A file of distances and identities, of any model, to scores.")
     score.add_argument("file", metavar="FILE", help="an .npz file as `csip export` writes it, see README")
-    score.add_argument("--protocol", default="", metavar="NAME", help="whose rules hold (default: as the file says)")
+    score.add_argument(
+        "--protocol", default="", metavar="NAME", help="whose same-camera rule holds (default: the file's own)"
+    )
     with_set(score)
 
     export = command("export", _export, "A result's distances and identities to a file that anybody can score.")
@@ -358,6 +360,7 @@ def _leaving_soon(command: str, interrupted: threading.Event) -> Iterator[None]:
         from flows import terminal
 
         terminal.ERR.show_cursor()
+        _end_server()
         os._exit(130)
 
     def interrupt(*_: object) -> None:
@@ -375,6 +378,15 @@ def _leaving_soon(command: str, interrupted: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _end_server() -> None:
+    """End Prefect's temporary server: a signal that was meant for this process alone has not reached it."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    for server in SubprocessASGIServer._instances.values():
+        if server.server_process:
+            server.server_process.terminate()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from rich.text import Text
 
 from csip import tables
-from csip.config import Experiment, to_plain
+from csip.config import DataConfig, Experiment, to_plain
 from csip.data.clips import choose_splits, read_groups
 from csip.errors import CsipError
 from csip.evaluation.average import STD, summarise
@@ -27,6 +27,7 @@ from csip.lineage import History, flatten
 from csip.models.checkpoints import checkpoint_ref
 from csip.models.published import import_checkpoint
 from csip.origins import leaves
+from csip.protocols import is_skeleton_only
 from csip.tables import RunRecord, quote
 from csip.types import ResultsRef, Snapshot
 from flows import terminal
@@ -34,6 +35,7 @@ from flows.ablate_csip import ROWS, Ablated, ablate_csip
 from flows.build_skeletons import build_skeletons
 from flows.child import raised_by
 from flows.evaluate_csip import evaluate_csip
+from flows.recipes import RECIPES, SKELETONS_ALONE
 from flows.train_csip import Trained, TrainedAll, train_csip
 
 _TRAININGS = ("pretrain_visual", "stage1", "stage2", "train_skeletons")
@@ -162,7 +164,9 @@ def check(sources: tuple[str, ...], experiment: Experiment, *, as_json: bool) ->
     if as_json:
         terminal.show_json(counts)
     else:
-        terminal.OUT.print(terminal.facts("Nothing wrong", list(counts.items())))
+        terminal.OUT.print(
+            terminal.facts("Nothing wrong", [(name.replace("_", " "), value) for name, value in counts.items()])
+        )
 
 
 def score(path: Path, protocol: str, experiment: Experiment, *, as_json: bool) -> None:
@@ -247,8 +251,9 @@ def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store:
 
 
 def _train(snapshot: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:
-    begun = tables.now()
-    choose_splits(tables.open_snapshot(store, snapshot), experiment.data)
+    begun, pinned = tables.now(), tables.open_snapshot(store, snapshot)
+    _require_kind(experiment, pinned)
+    choose_splits(pinned, experiment.data)
     with _watched(quiet=quiet):
         done: TrainedAll = train_csip(snapshot, store, experiment)
     trainings = [
@@ -259,6 +264,22 @@ def _train(snapshot: str, experiment: Experiment, store: str, *, quiet: bool) ->
     refs = [one.results for one in done.trained] + ([done.mean] if done.mean else [])
     mean = _tell_means(done.mean) if done.mean else []
     return {"store": store, "trained": trainings, "mean": mean, **_tell_stages(refs, store, begun)}
+
+
+def _require_kind(experiment: Experiment, snapshot: Snapshot) -> None:
+    """Refuse to train on pictures by a recipe for skeletons alone, and the reverse.
+
+    Raises:
+        ValueError: the recipe is for the other kind of snapshot.
+    """
+    alone = is_skeleton_only(choose_splits(snapshot, DataConfig(protocol="all", split="all"))[0].protocol)
+    if alone != (experiment.name in SKELETONS_ALONE):
+        found, other = ("skeletons alone", "pictures") if alone else ("pictures", "skeletons alone")
+        fitting = [name for name in RECIPES if (name in SKELETONS_ALONE) == alone]
+        raise ValueError(
+            f"Recipe {experiment.name}: trains on {other}, but snapshot {snapshot.name} holds {found}. Name one of the "
+            f"recipes for those: {', '.join(fitting)}."
+        )
 
 
 def _tell_results(results: ResultsRef, store: str) -> dict[str, Any]:
@@ -286,8 +307,8 @@ def _tell_means(results: ResultsRef) -> list[dict[str, Any]]:
             if (encoder, f"{STD}/{name}") in own:
                 spread = {"mean": row["value"], "std": own[encoder, f"{STD}/{name}"]["value"]}
                 scores.setdefault(encoder, {})[name] = spread | {"n": own[encoder, "num_trainings"]["value"]}
-        first = next(iter(own.values()))
-        told.append({"run_id": results.run_id, "protocol": protocol, "described": first["described"], "scores": scores})
+        described = {encoder: row["described"] for (encoder, _), row in own.items()}
+        told.append({"run_id": results.run_id, "protocol": protocol, "described": described, "scores": scores})
     return told
 
 
@@ -371,12 +392,19 @@ def _show_train(told: Mapping[str, Any]) -> None:
         terminal.OUT.print(terminal.facts("Where it lies", rows))
     for mean in told["mean"]:
         terminal.OUT.print(terminal.means(mean["scores"], mean["protocol"]))
-        terminal.OUT.print(Text(mean["described"] + "\n", style="dim"))
+        _show_described(mean["described"])
+    if told["mean"]:
+        rows = [("lineage", f"csip lineage {told['mean'][0]['run_id']} --store {shlex.quote(told['store'])}")]
+        terminal.OUT.print(terminal.facts("Where the means come from", rows))
 
 
 def _show_results(told: Mapping[str, Any]) -> None:
     terminal.OUT.print(terminal.scores(told["scores"], told["label"]))
-    described = told["described"]
+    _show_described(told["described"])
+
+
+def _show_described(described: Mapping[str, str]) -> None:
+    """Print a protocol in words, and of each encoder what it ranked otherwise than the first."""
     main = next((name for name in described if name.startswith("trained")), next(iter(described)))
     terminal.OUT.print(Text(described[main] + "\n", style="dim"))
     for name, text in described.items():
@@ -386,7 +414,7 @@ def _show_results(told: Mapping[str, Any]) -> None:
 
 def _ranked(text: str) -> str:
     """Pick out of a protocol in words what one item of the ranking is; all else is the same for every encoder."""
-    return "ranked: " + text.partition("ranked: ")[2].partition(".")[0]
+    return "ranked: " + text.partition("ranked: ")[2].partition(". ")[0]
 
 
 def _show_stages(done: Sequence[Mapping[str, Any]], reused: Sequence[Mapping[str, Any]]) -> None:

@@ -110,3 +110,6 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     recipe.__name__: recipe for recipe in (demo, video, mars, lsvid, ilids, biwi, ias, walkers)
 }
 """Recipe name -> the function that makes it."""
+
+SKELETONS_ALONE = frozenset((biwi.__name__, ias.__name__))
+"""Names of the recipes for data sets without pictures."""

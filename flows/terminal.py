@@ -93,7 +93,8 @@ def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableT
         label: what kind of scores these are.
     """
     shown = _figures(values)
-    rows = [["encoder", *map(_heading, shown), "valid queries"]]
+    confidence = next((row["confidence"] for row in values.values() if "confidence" in row), 0.0)
+    rows = [["encoder", *(_heading(name, confidence) for name in shown), "valid queries"]]
     for encoder, row in sorted(values.items(), key=lambda item: -item[1]["mean_ap"]):
         figures = [_percent(row, name) for name in shown]
         rows.append([encoder, *figures, f"{row['num_valid_queries']:.0f} of {row['num_queries']:.0f}"])
@@ -124,8 +125,10 @@ def _figures(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name in ("mean_ap", _INTERVAL, "mean_inp") if name in there] + ranks
 
 
-def _heading(name: str) -> str:
-    return {"mean_ap": "mAP", "mean_inp": "mINP", _INTERVAL: "interval"}.get(name, name)
+def _heading(name: str, confidence: float = 0.0) -> str:
+    """Name a column; `confidence` is that of the interval, 0 where nothing is known of it."""
+    interval = f"{100 * confidence:g} % interval" if confidence else "interval"
+    return {"mean_ap": "mAP", "mean_inp": "mINP", _INTERVAL: interval}.get(name, name)
 
 
 def _percent(row: Mapping[str, float], name: str) -> str:

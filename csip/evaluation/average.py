@@ -8,6 +8,7 @@ from typing import Literal
 
 from csip import tables
 from csip.evaluation.protocol import alone
+from csip.evaluation.score import CONFIDENCE, HIGH, LOW
 from csip.protocols import PROTOCOLS
 from csip.tables import quote
 from csip.types import Outcome, Output, Progress, ResultsRef, Stage
@@ -49,8 +50,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def average(out: Output, results: tuple[ResultsRef, ...], over: Literal["splits", "seeds"]) -> Stage[ResultsRef]:
     """Write mean and standard deviation of several evaluations, of each protocol by itself.
 
-    Every figure NAME is the mean, std/NAME its deviation; `num_trainings` says over how many. The words say which
-    splits, and how many the literature takes.
+    Every figure NAME is the mean, std/NAME its deviation; `num_trainings` says over how many. Confidence intervals are
+    left out: the means of their ends bound nothing. The words say which splits, and how many the literature takes.
 
     Args:
         out: the store.
@@ -75,17 +76,19 @@ def _rows(run_id: str, found: list[list[dict[str, object]]], over: str) -> Itera
     for rows in found:
         values: dict[str, dict[str, float]] = {}
         for row in rows:
-            values.setdefault(str(row["encoder"]), {})[str(row["name"])] = float(row["value"])  # type: ignore[arg-type]
+            if str(row["name"]).partition("/")[0] not in (LOW, HIGH, CONFIDENCE):
+                values.setdefault(str(row["encoder"]), {})[str(row["name"])] = float(row["value"])  # type: ignore[arg-type]
         figures.append(values)
     first = {str(row["encoder"]): row for row in found[0]}
     splits = list(dict.fromkeys(str(rows[0]["split"]) for rows in found))
     for encoder, means in summarise(figures).items():
+        valid = list(dict.fromkeys(_valid(one[encoder]) for one in figures if "num_queries" in one[encoder]))
         told = {
             "run_id": run_id,
             "protocol": first[encoder]["protocol"],
             "split": ",".join(splits),
             "encoder": encoder,
-            "described": _words(first[encoder], len(found), splits, over),
+            "described": _words(first[encoder], valid, len(found), splits, over),
             "encoder_digest": "",
             "checkpoint_sha": "",
         }
@@ -95,10 +98,17 @@ def _rows(run_id: str, found: list[list[dict[str, object]]], over: str) -> Itera
             yield told | {"name": f"{STD}/{name}", "value": spread["std"]}
 
 
-def _words(row: Mapping[str, object], count: int, splits: list[str], over: str) -> str:
+def _valid(training: Mapping[str, float]) -> str:
+    return f"{training['num_valid_queries']:.0f} of {training['num_queries']:.0f}"
+
+
+def _words(row: Mapping[str, object], valid: list[str], count: int, splits: list[str], over: str) -> str:
+    """Say what was averaged; `valid` are the different counts of valid queries, that of `row` first."""
     protocol = str(row["protocol"])
     there = PROTOCOLS[protocol].splits if protocol in PROTOCOLS else 1
     which = f": {', '.join(splits)}" if over == "splits" else ""
     fewer = f", where the literature has {there}" if over == "splits" and count < there else ""
     base = str(row["described"]).replace(alone(protocol, str(row["split"])), "")
+    if len(valid) > 1:
+        base = base.replace(f" {valid[0]} queries are valid.", f" {', '.join(valid)} queries are valid.")
     return f"{base} Mean and sample standard deviation over {count} {over}{which}{fewer}."

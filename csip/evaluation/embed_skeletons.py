@@ -19,6 +19,7 @@ from csip.evaluation.distances import euclidean_distance
 from csip.evaluation.embed import chosen_on_test, fill_embeddings
 from csip.evaluation.metrics import score_ranking
 from csip.lineage import source_digest
+from csip.models.checkpoints import SkeletonSpec
 from csip.models.skeleton_checkpoints import load_skeleton_checkpoint
 from csip.models.skeleton_reid import SkeletonReID
 from csip.types import (
@@ -73,6 +74,7 @@ def embed_skeletons(
         checkpoint.sha256,
         unit="clips",
         words=f"windows of {config.frames} consecutive skeletons, each ranked by itself{left_out}"
+        + _trained_elsewhere(header.spec, snapshot)
         + chosen_on_test(header.metrics),
     )
 
@@ -83,6 +85,12 @@ def embed_skeletons(
     sides = {"query_windows": len(query), "gallery_windows": len(gallery)}
     short = {"parts_too_short_for_a_window": query.short_parts + gallery.short_parts}
     return Outcome(done.value, {**sides, **short, **done.counts})
+
+
+def _trained_elsewhere(spec: SkeletonSpec, snapshot: Snapshot) -> str:
+    """Say that a network was not trained on this data set, a clause behind others; else nothing."""
+    known = spec.snapshot in ("", snapshot.digest)
+    return "" if known else "; the network was trained on another snapshot, not on this one's people"
 
 
 def scored_windows(snapshot: Snapshot, config: SkeletonConfig) -> tuple[Windows, Windows]:

@@ -19,7 +19,7 @@ from csip.evaluation.matrix import Matrix
 from csip.evaluation.metrics import score_queries
 from csip.evaluation.protocol import describe, label, rules
 from csip.evaluation.ranking import count_frames, rank
-from csip.evaluation.score import score_figures
+from csip.evaluation.score import rerank_words, score_figures
 from csip.protocols import PROTOCOLS
 from csip.tables import quote
 from csip.types import EmbeddingsRef, Snapshot
@@ -70,7 +70,7 @@ def export_matrix(store: str, run_id: str, encoder: str) -> Matrix:
         own=own,
         query_length=count_frames(ranking.query, snapshot),
         exclude_same_camera=rule.exclude_same_camera,
-        described=describe(rule, protocol, split=split, ranked=refs[encoder].words),
+        described=describe(rule, protocol, split=split, ranked=refs[encoder].words, rerank=rerank_words(config)),
         encoder=encoder,
     )
 
@@ -97,15 +97,21 @@ def score_matrix(matrix: Matrix, config: EvaluateConfig, protocol: str = "") -> 
 
     Args:
         matrix: distances and identities; whether queries stand in the gallery is settled there.
-        config: what is reported; `rerank` needs features, which the file does not hold.
+        config: what is reported; `rerank` needs features, which the file does not hold, and `query_in_gallery` says
+            nothing about a gallery that is there already.
         protocol: whose same-camera rule holds; empty: the file's own.
 
     Raises:
-        ValueError: no such protocol, or re-ranking is asked for.
+        ValueError: no such protocol, or re-ranking or another gallery is asked for.
         TooLittleDataError: no query has a possible match.
     """
     if config.rerank:
         raise ValueError("evaluate.rerank: got true for a file of distances, which re-ranking cannot start from.")
+    if config.query_in_gallery is not None:
+        raise ValueError(
+            f"evaluate.query_in_gallery: got {config.query_in_gallery} for a file of distances, whose gallery is as it "
+            "was written; leave it out, and set it where the file is made."
+        )
     if protocol and protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
     same = config.exclude_same_camera
@@ -124,7 +130,10 @@ def score_matrix(matrix: Matrix, config: EvaluateConfig, protocol: str = "") -> 
         found |= {
             f"{name}/{figure}": value for name, one in some.items() for figure, value in figures(one, (1,)).items()
         }
-    rule = "do not count" if same else "count"
-    words = matrix.described or f"a file of distances; gallery items of the query's own person and camera {rule}."
+    words = matrix.described or "A file of distances."
+    if not matrix.described or same != matrix.exclude_same_camera:
+        other = " Scored by another rule than the file's: " if matrix.described else " "
+        rule = "do not count" if same else "count"
+        words += f"{other}gallery items of the query's own person under its own camera {rule}."
     words += f" {found['num_valid_queries']:.0f} of {found['num_queries']:.0f} queries are valid."
     return ScoredMatrix(matrix.encoder or "distances", label(protocol) if protocol else "a file", words, found)

@@ -31,6 +31,7 @@ Shapes: Q queries, G gallery items.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 import zlib
@@ -42,7 +43,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csip.errors import SourceError
+from csip.errors import CsipError, SourceError
 from csip.types import IntArray
 
 _IDS = ("query_pid", "query_camid", "gallery_pid", "gallery_camid")
@@ -133,18 +134,27 @@ def write_matrix(path: str | Path, matrix: Matrix) -> None:
     """Write a file as the module describes; the same matrix gives the same bytes.
 
     A file of that name is replaced when the new one is whole.
+
+    Raises:
+        CsipError: the folder or the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {field.name: getattr(matrix, field.name) for field in fields(matrix)}
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if value is not None}
     half = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with half.open("wb") as file:
             np.savez(file, **arrays)
         half.replace(path)
+    except OSError as error:
+        raise CsipError(
+            f"{path}: {matrix.distance.nbytes} bytes of distances could not be written ({error}). Free space, mend the "
+            "permissions, or name another file."
+        ) from error
     finally:
-        half.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            half.unlink(missing_ok=True)
 
 
 def read_matrix(path: str | Path) -> Matrix:

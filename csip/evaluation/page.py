@@ -93,6 +93,7 @@ class ScoreRow:
         interval: confidence interval of mAP, low and high; None where none was drawn.
         mean_ap_trapezoidal: mAP by the trapezoidal rule; None where it was not computed.
         mean_inp: mean inverse negative penalty; None where it was not computed.
+        ranked: what one item of the ranking is, in words; empty where nothing is said.
     """
 
     name: str
@@ -104,6 +105,7 @@ class ScoreRow:
     interval: tuple[float, float] | None = None
     mean_ap_trapezoidal: float | None = None
     mean_inp: float | None = None
+    ranked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +237,11 @@ class Report:
         lineage: the run's steps, first to last.
         tables: versions the snapshot pins.
         lineage_command: what to type to see the lineage.
+        confidence: share of the draws inside the intervals of mAP; None where none were drawn.
+        is_reranked: the queries' distances are re-ranked ones.
         layout: of the keypoints.
         joint_confidence: joints under it are not drawn.
+        has_pictures: the data set has pictures; without, nobody can be shown.
     """
 
     dataset: str
@@ -255,5 +260,8 @@ class Report:
     lineage: tuple[LineageStep, ...]
     tables: tuple[TableRow, ...]
     lineage_command: str
+    confidence: float | None = None
+    is_reranked: bool = False
     layout: JointLayout = COCO17
     joint_confidence: float = 0.3
+    has_pictures: bool = True

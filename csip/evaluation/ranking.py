@@ -5,6 +5,7 @@ Shapes: Q queries, G gallery items, E embedding width, b queries of a block.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -92,11 +93,20 @@ def rank(embeddings: EmbeddingsRef, snapshot: Snapshot, rule: Rules) -> Ranking:
     if rule.query_in_gallery:
         # As the data set lists them: names sort as its rows do, and equal distances rank in that order.
         gallery = tuple(sorted({part.unit: part for part in (*query, *gallery)}.values(), key=lambda part: part.unit))
-    number = {part.unit: i for i, part in enumerate(dict.fromkeys((*query, *gallery)))}
+    both = tuple({part.unit: part for part in (*query, *gallery)}.values())
+    number = {part.unit: i for i, part in enumerate(both)}
+    units, of_part, feature = read_embeddings(embeddings, both)
+    begin = np.searchsorted(of_part, np.arange(len(both) + 1)).tolist()
     sides = []
-    for parts in (query, gallery):
-        units, of_part, feature = read_embeddings(embeddings, parts)
-        sides.append((units, feature, np.array([number[parts[i].unit] for i in of_part.tolist()], np.int64)))
+    for name, parts in (("query", query), ("gallery", gallery)):
+        spans = [range(begin[i], begin[i + 1]) for i in (number[part.unit] for part in parts)]
+        at = np.fromiter(itertools.chain.from_iterable(spans), dtype=np.int64)
+        if not len(at):
+            raise TooLittleDataError(
+                f"{embeddings.table.uri} version {embeddings.table.version}: found no clip by {embeddings.encoder} "
+                f"inside any of {len(parts)} {name} parts. Run the stage `embed` for this snapshot first."
+            )
+        sides.append((tuple(units[i] for i in at.tolist()), feature[at], of_part[at]))
     (asking, asked, asking_part), (there, found, there_part) = sides
     return Ranking(asking, there, asked, found, asking_part, there_part)
 

@@ -101,12 +101,14 @@ def _rank(cmc: Sequence[float], k: int) -> float | None:
     return cmc[min(k, len(cmc)) - 1] if cmc else None
 
 
-def _best(report: Report) -> dict[str, float]:
-    """The highest value of every column, to one decimal as the table shows it."""
-    columns: dict[str, list[float]] = {"mean_ap": [row.mean_ap for row in report.scores]}
-    for k in report.ranks:
-        columns[str(k)] = [v for row in report.scores if (v := _rank(row.cmc, k)) is not None]
-    return {name: round(100 * max(values), 1) for name, values in columns.items() if values}
+def _best(report: Report) -> dict[str, str]:
+    """The highest value of every column, written as the table shows it: what looks equal is marked alike."""
+    columns: dict[str, list[float | None]] = {
+        name: [getattr(row, name) for row in report.scores] for name in ("mean_ap", "mean_ap_trapezoidal", "mean_inp")
+    }
+    columns |= {str(k): [_rank(row.cmc, k) for row in report.scores] for k in report.ranks}
+    there = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    return {name: f"{100 * max(values):.1f}" for name, values in there.items() if values}
 
 
 def _percent(value: float | None) -> str:

@@ -22,6 +22,8 @@ from csip.types import EmbeddingsRef, Outcome, Output, Progress, ResultsRef, Sna
 
 LOW, HIGH = "low", "high"
 """Prefixes of the ends of a figure's confidence interval among the names of table `results`."""
+CONFIDENCE = "confidence"
+"""Name, in the same table, of the share of the draws that lies inside the intervals."""
 
 
 def evaluate(
@@ -33,7 +35,8 @@ def evaluate(
 ) -> Stage[ResultsRef]:
     """Score each encoder on the same queries and gallery, and write the scores with the protocol in words.
 
-    Beside each figure NAME stand low/NAME and high/NAME, its bootstrap interval. Some of the queries are scored by
+    Beside each figure NAME stand low/NAME and high/NAME, its bootstrap interval, whose share of the draws is
+    `confidence`. Some of the queries are scored by
     themselves as well, as WHICH/mean_ap and so on: each group of people, pair of cameras and class of length; of those
     without a valid query only the counts.
 
@@ -49,7 +52,6 @@ def evaluate(
     """
     protocol, split = read_protocol(snapshot)
     rule = rules(config, protocol)
-    reranked = f"k1 {config.rerank_k1}, k2 {config.rerank_k2}, lambda {config.rerank_weight:g}" if config.rerank else ""
     device = resolve_device(runtime.device)
     groups = read_groups(snapshot)
     rows: list[dict[str, object]] = []
@@ -62,7 +64,7 @@ def evaluate(
         for name, some in scored.some.items():
             ranks = config.ranks if name in groups else ()
             found |= {f"{name}/{figure}": value for figure, value in figures(some, sorted({1, *ranks})).items()}
-        described = describe(rule, protocol, split=split, ranked=ref.words, rerank=reranked)
+        described = describe(rule, protocol, split=split, ranked=ref.words, rerank=rerank_words(config))
         described += f" {found['num_valid_queries']:.0f} of {found['num_queries']:.0f} queries are valid."
         for name, value in found.items():
             rows.append(
@@ -85,6 +87,13 @@ def evaluate(
     table = tables.upsert(out.store, "results", tables.from_rows("results", rows))
     yield Progress("evaluate", len(embeddings), len(embeddings), "encoders")
     return Outcome(ResultsRef(table, out.run_id), counts)
+
+
+def rerank_words(config: EvaluateConfig) -> str:
+    """Say how distances are re-ranked, as `describe` takes it; empty where they are not."""
+    if not config.rerank:
+        return ""
+    return f"k1 {config.rerank_k1}, k2 {config.rerank_k2}, lambda {config.rerank_weight:g}"
 
 
 def score_figures(queries: QueryScores, num_gallery: int, config: EvaluateConfig) -> dict[str, float]:
@@ -116,3 +125,4 @@ def _intervals(queries: QueryScores, config: EvaluateConfig) -> Iterator[tuple[s
     bounds = bootstrap(table, draws=config.bootstrap, confidence=config.confidence, seed=config.bootstrap_seed)
     for prefix, ends in zip((LOW, HIGH), bounds, strict=True):
         yield from ((f"{prefix}/{name}", float(end)) for name, end in zip(values, ends, strict=True))
+    yield CONFIDENCE, config.confidence

@@ -35,6 +35,7 @@ from csip.evaluation.page import (
 from csip.evaluation.protocol import label, rules
 from csip.evaluation.ranking import rank
 from csip.evaluation.report import render
+from csip.evaluation.score import CONFIDENCE
 from csip.joints import COCO17, JointLayout
 from csip.lineage import History, Node, flatten
 from csip.protocols import is_skeleton_only
@@ -57,7 +58,7 @@ _ORDER = (
     *("videos", "videos_left_out", "cameras", "frames", "detections", "tracklets", "dropped", "crops"),
     *("train_people", "test_people", "train_parts", "query_parts", "gallery_parts", "left_out_of_protocol"),
 )
-_TERMS = ("loss", "identity", "triplet", "prototype", "frame", "reconstruction")
+_TERMS = ("loss", "identity", "triplet", "prototype", "frame", "contrast", "reconstruction")
 
 
 def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experiment: Experiment) -> Stage[FileRef]:
@@ -88,7 +89,7 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         recipe=experiment.name,
         created=root.made_by.started if root.made_by else "",  # so that the same scores give the same page
         label=label(read_protocol(snapshot)[0]),
-        protocol=rows[0]["described"],
+        protocol=next(row["described"] for row in rows if row["encoder"] == encoders[0].encoder),
         ranks=experiment.evaluate.ranks,
         scores=tuple(_scores(rows, encoders)),
         breakdown=tuple(_breakdown(rows, encoders[0].encoder)),
@@ -99,8 +100,11 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         lineage=tuple(_steps(root)),
         tables=tuple(_table_rows(snapshot)),
         lineage_command=f"csip lineage {results.run_id} --store {shlex.quote(out.store)}",
+        confidence=next((row["value"] for row in rows if row["name"] == CONFIDENCE), None),
+        is_reranked=experiment.evaluate.rerank,
         layout=layout,
         joint_confidence=experiment.clip.joint_confidence,
+        has_pictures=pictures,
     )
     content = render(report).encode()
     path = Path(out.store) / "reports" / f"{snapshot.name}-{results.run_id}.html"
@@ -169,13 +173,14 @@ def _scores(rows: Sequence[Mapping[str, Any]], encoders: tuple[EmbeddingsRef, ..
         yield ScoreRow(
             name=_NAMES.get(ref.encoder, ref.encoder),
             mean_ap=value["mean_ap"],
-            cmc=tuple(value[name] for name in sorted(value) if name.startswith("cmc-")),
+            cmc=tuple(value[name] for name in sorted(value, key=_natural) if name.startswith("cmc-")),
             num_queries=int(value["num_queries"]),
             num_valid_queries=int(value["num_valid_queries"]),
-            is_main=ref.encoder == "trained",
+            is_main=ref is encoders[0],
             interval=(value["low/mean_ap"], value["high/mean_ap"]) if "low/mean_ap" in value else None,
             mean_ap_trapezoidal=value.get("mean_ap_trapezoidal"),
             mean_inp=value.get("mean_inp"),
+            ranked=ref.words,
         )
 
 
@@ -207,7 +212,7 @@ def _losses(store: str, root: Node) -> Iterator[LossChart]:
             if len(own):
                 curves.append(Curve(term, own["step"].to_pylist(), own["value"].to_pylist()))
         if curves:
-            yield LossChart(run.stage, "epoch", "loss (nats; triplet: feature distance)", tuple(curves))
+            yield LossChart(run.stage, "epoch", "loss (nats; triplet, reconstruction: a distance)", tuple(curves))
 
 
 def _runs(root: Node) -> list[RunRecord]:

@@ -102,7 +102,10 @@ def expand(source: str, camera: str) -> Iterator[Named]:
     Raises:
         SourceError: no such path, an empty folder, or a manifest without the right columns.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # no such user
+        raise SourceError(f"{source}: {error} Expected a path; write it out in full.") from error
     if path.suffix.lower() == ".csv" and path.is_file():
         yield from _read_manifest(path, camera)
         return

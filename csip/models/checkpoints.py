@@ -80,6 +80,7 @@ class SkeletonSpec:
         layout: name of the joint layout.
         frames: skeletons a window.
         pids: the people it is trained on, in label order.
+        snapshot: digest of the data set whose people these are.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -93,6 +94,7 @@ class SkeletonSpec:
     layout: str
     frames: int
     pids: tuple[int, ...]
+    snapshot: str = ""
 
 
 SpecT = TypeVar("SpecT", ModelSpec, SkeletonSpec)

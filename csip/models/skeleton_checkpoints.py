@@ -101,7 +101,9 @@ def transfer(source: SkeletonEncoder, source_layout: str, target: nn.Module, tar
     return Transfer(tuple(sorted(set(taken) & {name for name, _ in target.named_parameters()})), drawn)
 
 
-def skeleton_spec(config: SkeletonConfig, model: ModelConfig, layout: str, pids: tuple[int, ...]) -> SkeletonSpec:
+def skeleton_spec(
+    config: SkeletonConfig, model: ModelConfig, layout: str, pids: tuple[int, ...], snapshot: str = ""
+) -> SkeletonSpec:
     """Describe the network that the recipe asks for.
 
     Args:
@@ -109,6 +111,7 @@ def skeleton_spec(config: SkeletonConfig, model: ModelConfig, layout: str, pids:
         model: the numbers of our encoder, and of graph positions.
         layout: name of the joint layout.
         pids: the people it is trained on, ascending.
+        snapshot: digest of the data set whose people they are.
     """
     ours = config.encoder == "csip"
     return SkeletonSpec(
@@ -122,6 +125,7 @@ def skeleton_spec(config: SkeletonConfig, model: ModelConfig, layout: str, pids:
         layout=layout,
         frames=config.frames,
         pids=pids,
+        snapshot=snapshot,
     )
 
 
@@ -143,8 +147,8 @@ def grow_from(
     """
     if wanted.encoder != "csip":
         raise CheckpointError(
-            f"Checkpoint {initial.path}: expected to give its skeleton encoder to {wanted.encoder}'s, but found that "
-            "of this method. Set skeleton.encoder=csip, or leave skeleton.initial empty to train from scratch."
+            f"Checkpoint {initial.path}: found this method's skeleton encoder in it, expected {wanted.encoder}'s "
+            "(skeleton.encoder). Set skeleton.encoder=csip, or leave skeleton.initial empty to train from scratch."
         )
     source, header = load_checkpoint(initial)
     given, size = header.spec, header.spec.model

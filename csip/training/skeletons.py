@@ -74,7 +74,8 @@ def initialise_skeletons(
             f"Snapshot {snapshot.name}: found windows of {config.frames} skeletons of {len(pids)} people to train on, "
             "expected at least 2. Lower skeleton.frames, or add sequences."
         )
-    spec, draws = skeleton_spec(config, model, joint_layout(snapshot).name, pids), loop.stream(seed, stage)
+    spec = skeleton_spec(config, model, joint_layout(snapshot).name, pids, snapshot.digest)
+    draws = loop.stream(seed, stage)
     network = initial_skeleton_network(spec, draws)
     notes = [f"Skeleton encoder ({config.encoder}): all its weights are drawn anew."]
     counts: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """Benchmarks through the command line: checked, built, trained on, scored, and the result handed to others."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -166,8 +167,12 @@ def test_every_split_is_a_training_and_their_mean_says_how_many_there_are(
     own = [one["scores"]["trained"]["mean_ap"] for one in done["trained"]]
     assert mean["scores"]["trained"]["mean_ap"]["mean"] == pytest.approx(sum(own) / 2)
     assert mean["scores"]["trained"]["mean_ap"]["std"] == pytest.approx(abs(own[0] - own[1]) / 2**0.5)
-    assert "over 2 splits: 0, 1, where the literature has 10" in mean["described"]
-    assert "alone" not in mean["described"]
+    for text in mean["described"].values():
+        assert "over 2 splits: 0, 1, where the literature has 10" in text
+        assert "alone" not in text
+    # Each encoder in its own words.
+    assert "first frame of each of 4 chunks" in mean["described"]["trained"]
+    assert "all frames" in mean["described"]["hsv-histogram"]
     # A checkpoint of one split has seen the other's test people, or has not been told of them at all.
     checkpoint = done["trained"][0]["checkpoint"]["path"]
     other = settings.sets(("data.protocol=ilids-test-first", "data.split=0"))
@@ -186,8 +191,8 @@ def test_skeletons_alone_are_trained_on_and_scored_in_both_directions(command, m
     assert [mean["protocol"] for mean in done["mean"]] == ["biwi-s", "biwi-w"]
     for mean in done["mean"]:
         assert set(mean["scores"]) == {"trained", "untrained"}
-        assert "over 2 seeds" in mean["described"]
-        assert "windows of 6 consecutive skeletons" in mean["described"]
+        assert "over 2 seeds" in mean["described"]["trained"]
+        assert "windows of 6 consecutive skeletons" in mean["described"]["trained"]
     # One network a seed, asked in both directions.
     assert len({one["checkpoint"]["sha256"] for one in done["trained"]}) == 2
     for one in done["trained"]:
@@ -197,3 +202,54 @@ def test_skeletons_alone_are_trained_on_and_scored_in_both_directions(command, m
     sets = settings.sets(("data.protocol=biwi-w",))
     (again,) = told(command("evaluate-csip", checkpoint, "--snapshot", built["snapshot"], *words, *sets))["evaluated"]
     assert again["scores"]["trained"] == done["trained"][1]["scores"]["trained"]
+    # A page without pictures promises none, and the losses are all there.
+    page = Path(done["trained"][0]["report"]["path"]).read_text(encoding="utf-8")
+    assert "No tracklets to show." not in page
+    assert "What queries found" not in page
+    assert all(name in page for name in ("contrast", "reconstruction"))
+    # The same command again does nothing and says how to walk back from the means.
+    plain = (word for word in words if word != "--json")
+    shown = command("train-csip", "biwi", "--snapshot", built["snapshot"], *plain)
+    assert shown.code == 0, shown.err
+    assert f"csip lineage {done['mean'][0]['run_id']} --store" in shown.out
+    walked = command("lineage", done["mean"][0]["run_id"], "--store", tmp_path / "store")
+    for stage in ("average", "train_skeletons", "initialise_skeletons", "import_benchmark"):
+        assert f"by {stage} (run" in walked.out
+
+
+def test_an_epoch_chosen_by_the_probes_is_chosen_by_each_directions_own(command, make_folder, settings, tmp_path):
+    make_folder("ias")(tmp_path / "IAS")
+    words = ("--store", tmp_path / "store", "--json", *settings.sets(SKELETONS))
+    built = told(command("build-skeletons", f"ias:{tmp_path / 'IAS'}", *words))
+    sets = settings.sets(("skeleton.select_on_probe=true", "skeleton.seeds=1", "skeleton.epochs=1"))
+    done = told(command("train-csip", "ias", "--snapshot", built["snapshot"], *words, *sets))
+    views = [run["inputs"]["snapshot"]["protocol"] for run in runs(tmp_path / "store", "train_skeletons")]
+    assert views == ["ias-a", "ias-b"]
+    for one in done["trained"]:
+        assert "chosen by its scores on the test set" in one["described"]["trained"]
+
+
+def runs(store, stage):
+    found = tables.find_runs(str(store), f"stage = '{stage}'")
+    return [{"inputs": run.inputs} for run in sorted(found, key=lambda run: run.started)]
+
+
+def test_a_recipe_for_the_other_kind_of_snapshot_is_refused(command, mars_trained, make_folder, settings, tmp_path):
+    words = ("--snapshot", mars_trained.built["snapshot"], *mars_trained.words)
+    done = command("train-csip", "biwi", *words)
+    assert (done.code, done.out) == (1, "")
+    assert "Recipe biwi: trains on skeletons alone, but snapshot mars-" in done.err
+    make_folder("ias")(tmp_path / "IAS")
+    alone = ("--store", tmp_path / "store", "--json")
+    built = told(command("build-skeletons", f"ias:{tmp_path / 'IAS'}", *alone))
+    done = command("train-csip", "mars", "--snapshot", built["snapshot"], *alone, *settings.small)
+    assert (done.code, done.out) == (1, "")
+    assert "holds skeletons alone. Name one of the recipes for those: biwi, ias." in done.err
+
+
+def test_a_file_that_cannot_be_written_is_said(command, mars_trained, tmp_path):
+    (tmp_path / "taken").write_bytes(b"")
+    for target in (tmp_path / "taken" / "ours.npz", tmp_path):
+        done = command("export", mars_trained.told["run_id"], target, "--store", mars_trained.store)
+        assert (done.code, done.out) == (1, "")
+        assert "could not be written" in done.err

@@ -25,6 +25,9 @@ from csip.types import FloatArray
 MEDIA_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".bmp": "image/bmp"}
 """Suffixes of picture files, in lower case, and what they hold."""
 
+WITHOUT_SIDECARS = "or --set benchmark.skeletons=pose, or none, to do without them"
+"""What to do, in a finding, where a folder of side-car files holds none."""
+
 
 @dataclass(frozen=True, slots=True)
 class CropFile:

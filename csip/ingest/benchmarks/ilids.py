@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from csip.config import BenchmarkConfig, digest
 from csip.ingest.benchmarks.checking import Findings, Folders
-from csip.ingest.benchmarks.crops import CropFile, SidecarSkeletons, SkeletonSource, load_crops
+from csip.ingest.benchmarks.crops import WITHOUT_SIDECARS, CropFile, SidecarSkeletons, SkeletonSource, load_crops
 from csip.ingest.benchmarks.matlab import read_matlab, whole_numbers
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
 from csip.protocols import ILIDS_TEST_FIRST, ILIDS_TRAIN_FIRST
@@ -162,7 +162,7 @@ class _Look:
                 self._findings.add("people under one camera only", f"found {found_at}")
         if self._sidecars and not any(one.has_sidecar.any() for one in self.tracklets.values()):
             expected = f"{self._sidecars}: expected files such as cam1/person001/cam1_person001_00317.json"
-            self._findings.add("skeleton folders without a file of any picture", expected)
+            self._findings.add("skeleton folders without a file of any picture", f"{expected}; {WITHOUT_SIDECARS}")
         return sorted(under[1] | under[2])
 
     def _at_person(self, camera: int, person: str) -> _Tracklet:

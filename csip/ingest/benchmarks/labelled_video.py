@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from csip.config import digest
 from csip.ingest.benchmarks.checking import Findings, Folders
-from csip.ingest.benchmarks.crops import CropFile, SkeletonSource
+from csip.ingest.benchmarks.crops import WITHOUT_SIDECARS, CropFile, SkeletonSource
 from csip.ingest.benchmarks.labelled_cutting import Cutter, Track
 from csip.ingest.benchmarks.labelled_identities import VideoTracklet, read_identities
 from csip.ingest.benchmarks.labelled_people import Labels
@@ -144,7 +144,8 @@ def _look_beside(root: Path, sidecars: str, tracklets: Sequence[VideoTracklet], 
                     findings.add("empty side-car files", f"{path}: found 0 bytes")
     if tracklets and not sizes:
         expected = _sidecar(sidecars, tracklets[0], int(tracklets[0].frame_index[0]))
-        findings.add("skeleton folders without a file of any frame", f"{root}: expected files such as {expected}")
+        told = f"{root}: expected files such as {expected}; {WITHOUT_SIDECARS}"
+        findings.add("skeleton folders without a file of any frame", told)
     return sizes
 
 

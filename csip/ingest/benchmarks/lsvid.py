@@ -9,7 +9,7 @@ from typing import Final
 
 from csip.config import BenchmarkConfig, digest
 from csip.ingest.benchmarks.checking import Findings
-from csip.ingest.benchmarks.crops import CropFile, SidecarSkeletons, SkeletonSource, load_crops
+from csip.ingest.benchmarks.crops import WITHOUT_SIDECARS, CropFile, SidecarSkeletons, SkeletonSource, load_crops
 from csip.ingest.benchmarks.lsvid_index import JUNK, Line, LsvidIndex, read_index
 from csip.ingest.benchmarks.lsvid_pictures import Look, Pictures, stem_of
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
@@ -55,7 +55,7 @@ def lsvid(root: Path, source: str, skeletons: SkeletonSource, config: BenchmarkC
     _check_cameras(index, look.pictures, findings)
     if sidecars and not any(one.has_sidecar.any() for one in look.pictures.values()):
         expected = f"{root / sidecars}: expected files such as tracklet_train/0001/NAME.json for NAME.jpg"
-        findings.add("skeleton folders without a file of any picture", expected)
+        findings.add("skeleton folders without a file of any picture", f"{expected}; {WITHOUT_SIDECARS}")
     findings.refuse(_ADVICE)
     content = digest("lsvid", LSVID_VERSION, index.digest, look.folders.digest(), skeletons.digest)
     rows = _split_rows(index, look.pictures, content[:12])

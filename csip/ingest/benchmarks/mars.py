@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from csip.config import BenchmarkConfig, digest
 from csip.ingest.benchmarks.checking import Findings, Folders
-from csip.ingest.benchmarks.crops import CropFile, NoSkeletons, SidecarSkeletons, SkeletonSource, load_crops
+from csip.ingest.benchmarks.crops import (
+    WITHOUT_SIDECARS,
+    CropFile,
+    NoSkeletons,
+    SidecarSkeletons,
+    SkeletonSource,
+    load_crops,
+)
 from csip.ingest.benchmarks.mars_index import DISTRACTOR, JUNK, Half, MarsIndex, read_index
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
 from csip.protocols import MARS
@@ -63,7 +70,7 @@ def mars(root: Path, source: str, skeletons: SkeletonSource | None, config: Benc
     seen = {half.name: _look(half, folders, sidecars, findings) for half in halves.values()}
     if sidecars and not any(one.has_sidecar.any() for one in seen.values()):
         expected = f"{root / sidecars}: expected files such as bbox_train/0001/0001C1T0001F001.json"
-        findings.add("skeleton folders without a file of any picture", expected)
+        findings.add("skeleton folders without a file of any picture", f"{expected}; {WITHOUT_SIDECARS}")
     findings.refuse(
         "Unpack bbox_train and bbox_test of MARS again, and check that the disk was not full. Extract bad side-car "
         "files again, or remove them: their frames then count as frames without skeleton."

@@ -417,6 +417,23 @@ def test_a_view_of_one_split_reads_its_own_roles(split_snapshot):
     assert read_cameras(ten) == read_cameras(plain)
 
 
+def test_splits_of_two_protocols_that_have_the_same_number_are_apart(split_snapshot):
+    # As iLIDS-VID's two readings have it: split 0 of one trains on what split 0 of the other is tested on.
+    rows = tables.read(tables.current(split_snapshot.store, "splits")).to_pylist()
+    swapped = {"train": "train", "query": "gallery", "gallery": "query"}
+    more = [
+        row | {"protocol": "other", "split": "0", "role": swapped[row["role"]]}
+        for row in rows
+        if row["protocol"] == "tiny"
+    ]
+    version = tables.upsert(split_snapshot.store, "splits", tables.from_rows("splits", more)).version
+    split_snapshot.tables["splits"] = version
+    tiny, other = (choose_splits(split_snapshot, DataConfig(protocol=name, split="0"))[0] for name in ("tiny", "other"))
+    assert names(read_parts(tiny, "query")) == names(read_parts(other, "gallery")) == {"p2-a", "p55-a"}
+    assert names(read_parts(tiny, "gallery")) == names(read_parts(other, "query")) == {"p2-b", "p55-b"}
+    assert len(read_parts(tiny, "train")) == len(read_parts(other, "train")) == 9
+
+
 def test_everything_is_chosen_by_all(split_snapshot):
     views = choose_splits(split_snapshot, DataConfig(protocol="all", split="all"))
     assert [(view.protocol, view.split) for view in views] == [("other", "2"), ("other", "10"), ("tiny", "0")]

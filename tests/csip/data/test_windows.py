@@ -245,6 +245,14 @@ def test_windows_are_drawn_again_only_when_a_persons_list_runs_out():
     assert len(set(Counter(few.tolist()).values())) > 1
 
 
+def test_a_persons_windows_come_in_random_order_the_first_time_too():
+    pid = people_of([100, 100])
+    order = balanced_windows(pid, 20, np.random.default_rng(0))
+    first = order[pid[order] == 0][:100]
+    assert sorted(first.tolist()) == np.flatnonzero(pid == 0).tolist()
+    assert first.tolist() != sorted(first.tolist())
+
+
 def test_balanced_draws_follow_from_the_generator():
     pid = people_of([10, 30, 5])
     first, again, other = (balanced_windows(pid, 16, np.random.default_rng(seed)) for seed in (0, 0, 1))

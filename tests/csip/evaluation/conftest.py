@@ -84,9 +84,9 @@ def sample_report(jpeg, box, keypoints):
         protocol=describe(rules(EvaluateConfig(), SELF_LABELLED), SELF_LABELLED),
         ranks=(1, 5, 20),
         scores=(
-            ScoreRow("trained", 0.625, (0.5, 0.75, 1.0), 5, 4, True, (0.5, 0.7125), 0.6, 0.4375),
-            ScoreRow("untrained encoder", 0.25, (0.0, 0.25, 0.5), 5, 4),
-            ScoreRow("HSV colour histogram", 0.375, (0.25, 0.5, 0.75), 5, 4),
+            ScoreRow("trained", 0.625, (0.5, 0.75, 1.0), 5, 4, True, (0.5, 0.7125), 0.6, 0.4375, "first frames"),
+            ScoreRow("untrained encoder", 0.25, (0.0, 0.25, 0.5), 5, 4, ranked="first frames"),
+            ScoreRow("HSV colour histogram", 0.375, (0.25, 0.5, 0.75), 5, 4, ranked="all frames"),
         ),
         breakdown=(BreakdownRow("gate to hall", 3, 2, 0.75, 0.5), BreakdownRow("1 to 15 frames", 2, 0, None, None)),
         losses=(
@@ -99,4 +99,5 @@ def sample_report(jpeg, box, keypoints):
         lineage=(step,),
         tables=(TableRow("crops", 4, 3911),),
         lineage_command="csip lineage 7777",
+        confidence=0.9,
     )

@@ -3,7 +3,7 @@ import pytest
 from csip import tables
 from csip.evaluation.average import average, summarise
 from csip.evaluation.protocol import Rules, describe
-from csip.protocols import BIWI_S, BIWI_W, ILIDS_TEST_FIRST
+from csip.protocols import BIWI_S, BIWI_W, ILIDS_TEST_FIRST, MARS
 from csip.types import ResultsRef
 
 
@@ -83,6 +83,24 @@ def test_the_mean_over_splits_says_which_and_how_many_there_are(averaged):
     assert mean["split"] == "0,4,10"
     assert "over 3 splits: 0, 4, 10, where the literature has 10." in mean["described"]
     assert "alone" not in mean["described"]
+
+
+def test_the_mean_of_intervals_ends_is_not_taken_for_an_interval(averaged):
+    ends = {"low/mean_ap": 0.1, "high/mean_ap": 0.3, "confidence": 0.95}
+    found = averaged([(MARS, "0", {"trained": {"mean_ap": 0.2} | ends}) for _ in range(2)], "seeds")
+    assert {name for _, _, name in found} == {"mean_ap", "std/mean_ap", "num_trainings"}
+
+
+@pytest.mark.parametrize(("second", "words"), [(2, "2 of 2 queries"), (1, "2 of 2, 1 of 2 queries")])
+def test_the_words_give_every_different_count_of_valid_queries(averaged, second, words):
+    found = averaged(
+        [
+            (ILIDS_TEST_FIRST, str(k), {"trained": {"mean_ap": 0.5, "num_queries": 2, "num_valid_queries": valid}})
+            for k, valid in enumerate((2, second, 2))
+        ],
+        "splits",
+    )
+    assert f" {words} are valid. Mean and sample" in found[ILIDS_TEST_FIRST, "trained", "mean_ap"]["described"]
 
 
 def test_protocols_are_averaged_each_by_itself(averaged):

@@ -69,6 +69,15 @@ def test_every_window_has_the_networks_feature_as_it_is(embedded, snapshot, chec
             assert abs(np.linalg.norm(found) - 1) > 1e-3
 
 
+@pytest.mark.parametrize(("of", "said"), [("", False), ("this", False), ("f" * 64, True)])
+def test_a_network_of_another_data_sets_people_is_said_to_be_one(out, run, snapshot, tmp_path, of, said):
+    spec = dataclasses.replace(SPEC, snapshot=snapshot.digest if of == "this" else of)
+    header = CheckpointHeader(spec, "train_skeletons", "a" * 64, {})
+    ref = save_checkpoint(initial_skeleton_network(spec, 0), header, tmp_path)
+    outcome = run(embed_skeletons(out, ref, snapshot, CONFIG, "trained", RuntimeConfig(device="cpu")))[1]
+    assert ("trained on another snapshot" in outcome.value.words) == said
+
+
 def test_how_many_windows_go_in_at_once_changes_nothing_and_nothing_flips(embedded, snapshot, out):
     parts = read_parts(snapshot, "query")
     torch.manual_seed(1)

@@ -19,6 +19,7 @@ from csip.types import EmbeddingsRef, Output
 from storage_schemas import TABLES
 
 CONFIG = EvaluateConfig(ranks=(1, 2), bootstrap=50, query_in_gallery=True)
+CONFIG_OF_A_FILE = replace(CONFIG, query_in_gallery=None)
 # Person 55 is found at once; person 2's other part comes after person 55's.
 ANGLES = {"p55-a": 0, "p2-a": -60, "p55-b": 10, "p2-b": 30}
 
@@ -61,7 +62,7 @@ def evaluated(run, tiny_store):
 def test_a_result_that_went_through_a_file_has_the_same_scores(evaluated, tmp_path, inside):
     store, run_id, figures = evaluated(replace(CONFIG, query_in_gallery=inside))
     write_matrix(tmp_path / "ours.npz", export_matrix(store, run_id, "trained"))
-    scored = score_matrix(read_matrix(tmp_path / "ours.npz"), CONFIG)
+    scored = score_matrix(read_matrix(tmp_path / "ours.npz"), CONFIG_OF_A_FILE)
     own = {name: value for name, value in figures.items() if "cam" not in name}
     assert {name: scored.figures[name] for name in own} == own
     # The file knows cameras by their numbers.
@@ -95,23 +96,48 @@ def anybodys(**change):
 
 def test_anybodys_file_is_scored_by_the_rule_that_is_asked_for():
     # Under MARS's rule the one under its own camera does not count: wrong, then right.
-    assert score_matrix(anybodys(), CONFIG, MARS).figures["mean_ap"] == pytest.approx(1 / 2)
-    assert score_matrix(anybodys(), CONFIG).figures["mean_ap"] == pytest.approx(1 / 2)
+    assert score_matrix(anybodys(), CONFIG_OF_A_FILE, MARS).figures["mean_ap"] == pytest.approx(1 / 2)
+    assert score_matrix(anybodys(), CONFIG_OF_A_FILE).figures["mean_ap"] == pytest.approx(1 / 2)
     # Under BIWI's it does: right, wrong, right.
-    assert score_matrix(anybodys(), CONFIG, BIWI_S).figures["mean_ap"] == pytest.approx((1 + 2 / 3) / 2)
+    assert score_matrix(anybodys(), CONFIG_OF_A_FILE, BIWI_S).figures["mean_ap"] == pytest.approx((1 + 2 / 3) / 2)
     # The file's own rule, and over both the one that is set.
     loose = anybodys(exclude_same_camera=False)
-    assert score_matrix(loose, CONFIG).figures["mean_ap"] == pytest.approx((1 + 2 / 3) / 2)
-    assert score_matrix(loose, replace(CONFIG, exclude_same_camera=True)).figures["mean_ap"] == pytest.approx(1 / 2)
-    scored = score_matrix(loose, CONFIG)
+    assert score_matrix(loose, CONFIG_OF_A_FILE).figures["mean_ap"] == pytest.approx((1 + 2 / 3) / 2)
+    assert score_matrix(loose, replace(CONFIG_OF_A_FILE, exclude_same_camera=True)).figures["mean_ap"] == pytest.approx(
+        1 / 2
+    )
+    scored = score_matrix(loose, CONFIG_OF_A_FILE)
     assert (scored.figures["num_queries"], scored.figures["num_valid_queries"]) == (2, 1)
     assert "1 of 2 queries are valid" in scored.described
 
 
+def test_an_exported_file_says_that_its_distances_were_reranked(evaluated):
+    config = replace(CONFIG, rerank=True, rerank_k1=2, rerank_k2=1)
+    store, run_id, figures = evaluated(config)
+    matrix = export_matrix(store, run_id, "trained")
+    assert "re-ranked (k1 2, k2 1, lambda 0.3)" in matrix.described
+    assert score_matrix(matrix, CONFIG_OF_A_FILE).figures["mean_ap"] == figures["mean_ap"]
+    store, run_id, _ = evaluated()
+    assert "re-ranked" not in export_matrix(store, run_id, "trained").described
+
+
+def test_words_of_a_file_do_not_hide_that_another_rule_was_asked_for():
+    told = anybodys(described="ours: gallery items of the query's own person under its own camera do not count.")
+    assert "another rule" not in score_matrix(told, CONFIG_OF_A_FILE, MARS).described
+    loose = score_matrix(told, CONFIG_OF_A_FILE, BIWI_S).described
+    assert loose.startswith("ours: ")
+    assert "another rule than the file's: gallery items of the query's own person under its own camera count." in loose
+    # A file without words gets those of the rule.
+    assert "own camera do not count." in score_matrix(anybodys(), CONFIG_OF_A_FILE).described
+    assert "own camera count." in score_matrix(anybodys(), CONFIG_OF_A_FILE, BIWI_S).described
+
+
 def test_what_a_file_cannot_give_is_refused():
+    with pytest.raises(ValueError, match=r"evaluate\.query_in_gallery: got False for a file of distances"):
+        score_matrix(anybodys(), replace(CONFIG_OF_A_FILE, query_in_gallery=False))
     with pytest.raises(ValueError, match=r"evaluate\.rerank: got true for a file of distances"):
-        score_matrix(anybodys(), replace(CONFIG, rerank=True))
+        score_matrix(anybodys(), replace(CONFIG_OF_A_FILE, rerank=True))
     with pytest.raises(ValueError, match=r"protocol 'duke': expected one of self-labelled, .*mars"):
-        score_matrix(anybodys(), CONFIG, "duke")
+        score_matrix(anybodys(), CONFIG_OF_A_FILE, "duke")
     with pytest.raises(TooLittleDataError, match="none of 2 queries has a match"):
-        score_matrix(anybodys(query_pid=np.array([1, 2])), CONFIG)
+        score_matrix(anybodys(query_pid=np.array([1, 2])), CONFIG_OF_A_FILE)

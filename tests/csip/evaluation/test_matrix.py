@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from csip.errors import SourceError
+from csip.errors import CsipError, SourceError
 from csip.evaluation.matrix import Matrix, read_matrix, write_matrix
 from csip.evaluation.metrics import score_ranking
 
@@ -66,6 +66,15 @@ def test_the_same_matrix_gives_the_same_bytes_and_nothing_is_left_beside_it(tmp_
         write_matrix(tmp_path / name, Matrix(**WHOLE))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
+    (tmp_path / "taken").write_bytes(b"")
+    for target in (tmp_path / "taken" / "ours.npz", tmp_path / "taken" / "deeper" / "ours.npz", tmp_path):
+        with pytest.raises(CsipError, match=r"24 bytes of distances could not be written \(.*name another file"):
+            write_matrix(target, Matrix(**WHOLE))
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert not list(tmp_path.parent.glob(".*.part"))
 
 
 def test_the_own_items_come_as_a_mask():

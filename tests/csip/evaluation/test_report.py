@@ -70,7 +70,7 @@ def test_every_number_of_the_score_table_is_there(sample_report):
     page = Page(render(sample_report))
     # Galleries of three items answer rank-5 and rank-20 with all they have.
     for row in (
-        ["62.5", "50.0 % to 71.2 %", "60.0 %", "43.8 %", "50.0", "100.0", "100.0"],
+        ["62.5", "50.0 to 71.2", "60.0", "43.8", "50.0", "100.0", "100.0"],
         ["25.0", "none", "none", "0.0", "50.0", "50.0"],
         ["37.5", "none", "none", "25.0", "75.0", "75.0"],
     ):
@@ -81,7 +81,27 @@ def test_every_number_of_the_score_table_is_there(sample_report):
 def test_only_the_best_of_a_column_is_marked_even_where_that_is_not_the_main_row(sample_report):
     worse = dataclasses.replace(sample_report.scores[0], mean_ap=0.1)
     html = render(dataclasses.replace(sample_report, scores=(worse, *sample_report.scores[1:])))
-    assert re.findall(r'class="number best">([\d.]+)<', html) == ["50.0", "100.0", "100.0", "37.5"]
+    assert re.findall(r'class="number best">([\d.]+)<', html) == ["60.0", "43.8", "50.0", "100.0", "100.0", "37.5"]
+
+
+def test_an_interval_says_of_which_confidence_it_is(sample_report):
+    page = Page(render(sample_report))
+    assert "90 % interval" in page.texts
+    assert "interval" not in page.texts
+    assert "interval" not in render(dataclasses.replace(sample_report, confidence=None))
+
+
+def test_a_row_that_is_ranked_otherwise_than_the_main_one_says_so(sample_report):
+    page = Page(render(sample_report))
+    told = [text for text in page.texts if "what is ranked" in text]
+    assert told == ["Of the row “HSV colour histogram” what is ranked is: all frames."]
+
+
+def test_re_ranked_distances_are_not_called_those_of_embeddings(sample_report):
+    assert "distance between the embeddings, 0 (the same) to 2" in render(sample_report)
+    reranked = render(dataclasses.replace(sample_report, is_reranked=True))
+    assert "distance between the embeddings" not in reranked
+    assert "re-ranked distance, 0 to 1" in reranked
 
 
 def test_the_label_and_its_caveat_stand_in_the_header(sample_report):

@@ -190,8 +190,14 @@ def test_a_snapshot_without_a_protocol_or_with_two_is_refused(tiny_store, one_ca
 
 def test_embeddings_that_are_missing_are_said(out, run, tiny_snapshot):
     ref = write(out.store, {"p55-a": 0, "p2-a": 1, "p55-b": 2})
-    with pytest.raises(TooLittleDataError, match=r"no embedding by trained of 1 of 2 parts, the first .'p2-b'"):
+    with pytest.raises(TooLittleDataError, match=r"no embedding by trained of 1 of 4 parts, the first .'p2-b'"):
         run(evaluate(out, (ref,), tiny_snapshot, RANKS, RUNTIME))
+    # Clips of the gallery alone.
+    with pytest.raises(TooLittleDataError, match="found no clip by trained inside any of 2 query parts"):
+        clips = replace(write(out.store, {"p55-b": 2, "p2-b": 4}, encoder="trained"), unit="clips")
+        tables.delete(out.store, "embeddings", "tracklet_id in ('p55-a', 'p2-a')")
+        clips = replace(clips, table=tables.current(out.store, "embeddings"))
+        run(evaluate(out, (clips,), tiny_snapshot, RANKS, RUNTIME))
     assert tables.count(tables.current(out.store, "results")) == 0
 
 
@@ -234,6 +240,7 @@ def test_intervals_and_breakdown_stand_beside_the_figures(out, scored, tiny_snap
     figures = values["trained"]
     # Of two queries worth 1 and 1/2, draws of two are worth 1/2, 3/4 or 1.
     assert (figures["low/mean_ap"], figures["high/mean_ap"]) == (0.5, 1.0)
+    assert figures["confidence"] == 0.95
     assert (figures["low/rank-1"], figures["high/rank-1"]) == (0.0, 1.0)
     # Person 55 has six frames and is found at once, person 2 has seven.
     assert (figures["1 to 6 frames/mean_ap"], figures["7 to more frames/mean_ap"]) == (1.0, 0.5)

@@ -66,7 +66,8 @@ def embeddings(store, angles, encoder):
         ],
         schema=TABLES["embeddings"],
     )
-    return EmbeddingsRef(tables.upsert(store, "embeddings", rows), f"{encoder}-digest", encoder, SHA)
+    ranked = "first frames of chunks" if encoder == "trained" else "all frames"
+    return EmbeddingsRef(tables.upsert(store, "embeddings", rows), f"{encoder}-digest", encoder, SHA, words=ranked)
 
 
 @pytest.fixture
@@ -134,8 +135,17 @@ def test_the_figures_of_every_encoder_stand_in_it(reported):
     text = words(reported[0])
     # mAP and its interval, trapezoidal mAP, mINP, rank-1, rank-2 and valid queries, as worked out by hand: the network
     # finds its two matches at ranks 1 and 2, the histogram both at rank 2.
-    assert "trained 75.0 50.0 % to 100.0 % 62.5 % 75.0 % 50.0 100.0 2 of 2" in text
-    assert "HSV colour histogram 50.0 50.0 % to 50.0 % 25.0 % 50.0 % 0.0 100.0 2 of 2" in text
+    assert "trained 75.0 50.0 to 100.0 62.5 75.0 50.0 100.0 2 of 2" in text
+    assert "HSV colour histogram 50.0 50.0 to 50.0 25.0 50.0 0.0 100.0 2 of 2" in text
+    assert "95 % interval" in text
+
+
+def test_the_words_are_those_of_the_first_encoder_and_others_differences_are_told(reported):
+    text = words(reported[0])
+    # By name the histogram comes first.
+    assert "ranked: first frames of chunks" in text
+    assert "ranked: all frames" not in text
+    assert "Of the row “HSV colour histogram” what is ranked is: all frames." in text
 
 
 def test_it_says_what_kind_of_scores_these_are(reported):

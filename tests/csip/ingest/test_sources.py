@@ -129,6 +129,7 @@ def test_a_manifest_that_does_not_say_what_it_must_is_refused(listed, videos, te
     ("source", "told"),
     [
         ("nowhere", "nowhere: no such file or folder"),
+        ("~nobody-of-this-name/videos", "~nobody-of-this-name/videos: Could not determine home directory"),
         ("empty", "found no videos and 1 other files"),
     ],
 )

@@ -208,5 +208,8 @@ def test_a_checkpoints_size_wins_over_the_recipes_and_is_told(tiny, tmp_path):
 
 def test_another_encoder_takes_no_weights(tiny, tmp_path):
     _, ref = saved(tiny, "kinect20", tmp_path)
-    with pytest.raises(CheckpointError, match=r"give its skeleton encoder to transg's.*Set skeleton\.encoder=csip"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"found this method's skeleton encoder in it, expected transg's.*Set skeleton\.encoder=csip",
+    ):
         grow_from(ref, TRANSG, seed=0)

@@ -29,6 +29,7 @@ from csip.errors import SourceError, StoreError
 from csip.evaluation.score import evaluate
 from csip.evaluation.write_report import write_report
 from csip.ingest.benchmarks import importing
+from csip.ingest.benchmarks.crops import NoSkeletons
 from csip.ingest.benchmarks.importing import import_benchmark, open_benchmark
 from csip.ingest.benchmarks.records import BenchmarkTracklet, SplitRow
 from csip.ingest.benchmarks.walkers import deal, walkers
@@ -221,6 +222,26 @@ def test_distractors_are_no_people_but_a_person_0_who_asks_is_one():
     distractors = (row("train", 1), row("query", 2), row("gallery", 2), row("gallery", 4), row("gallery", 0))
     assert importing._count_roles(distractors)["test_people"] == 2
     assert importing._count_roles((*distractors, row("query", 0)))["test_people"] == 3
+
+
+class Made(NoSkeletons):
+    """Skeletons of a maker with a digest, as weights have one."""
+
+    def __init__(self, digest):
+        self.digest = digest
+
+
+@pytest.mark.parametrize("kind", ["mars", "lsvid", "ilids", "labelled"])
+def test_what_makes_the_skeletons_decides_the_digest(kind, make_folder, tmp_path, monkeypatch):
+    make_folder(kind)(tmp_path / kind)
+    opened = []
+    for maker in ("one", "other", "one"):
+        monkeypatch.setattr(importing, "_skeletons", lambda *given, maker=maker: Made(maker))
+        opened.append(open_benchmark(f"{kind}:{tmp_path / kind}", CONFIG, RUNTIME))
+    one, other, again = (benchmark.digest for benchmark in opened)
+    assert one == again
+    assert one != other
+    assert not {row.tracklet_id for row in opened[0].splits} & {row.tracklet_id for row in opened[1].splits}
 
 
 @pytest.mark.parametrize("kind", ["biwi", "labelled"])

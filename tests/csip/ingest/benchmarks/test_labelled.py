@@ -18,7 +18,7 @@ from csip.config import BenchmarkConfig, ExtractConfig, RuntimeConfig, TrackConf
 from csip.errors import SourceError, VideoError
 from csip.ingest.benchmarks import labelled_cutting
 from csip.ingest.benchmarks.crops import NoSkeletons, SidecarSkeletons, Skeletons
-from csip.ingest.benchmarks.importing import import_benchmark
+from csip.ingest.benchmarks.importing import import_benchmark, open_benchmark
 from csip.ingest.benchmarks.labelled import labelled
 from csip.ingest.benchmarks.labelled_cutting import Cutter, Track
 from csip.ingest.video import read_frames
@@ -716,3 +716,17 @@ def test_the_quality_of_crops_decides_the_digest_of_videos_only(made):
     other = ExtractConfig(track=TrackConfig(jpeg_quality=60))
     assert look(made["videos"], config=other).digest != look(made["videos"]).digest
     assert look(made["folder"], config=other).digest == look(made["folder"]).digest
+
+
+def test_a_side_car_file_that_may_not_be_read_does_not_pass_for_a_missing_one(make, tmp_path, monkeypatch):
+    make(tmp_path, "pictures", skeletons="skeleton_3d_hmr2.0")
+    stat = Path.stat
+
+    def guarded(path, **how):
+        if path.suffix == ".json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", guarded)
+    with pytest.raises(SourceError, match=r"Source labelled:\S+: \S+\.json cannot be read \(Permission denied\)"):
+        open_benchmark(f"labelled:{tmp_path / 'manifest.csv'}", ExtractConfig(), RuntimeConfig(device="cpu"))

@@ -323,7 +323,7 @@ FAULTS = {
         r"2 pictures that two lines name.*bbox_test/0006/0006C2T0002F001.jpg",
     ),
     "an empty side-car file": (empty_sidecar, r"1 empty side-car files.*bbox_test/0004/0004C1T0001F001.json"),
-    "no side-car file at all": (no_sidecars, r"1 skeleton folders without a file of any picture.*such as bbox_train/"),
+    "no side-car file at all": (no_sidecars, r"any picture: .*such as bbox_train/.*skeletons=pose, or none"),
 }
 
 
