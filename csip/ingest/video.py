@@ -44,6 +44,9 @@ _INDEXED = frozenset({"mov", "matroska", "avi"})
 # A container's own duration is rounded, and some writers count in a pause at the end.
 _CUT_SECONDS, _CUT_SHARE = 2.0, 0.02
 
+# Titles and comments are in whatever code the recorder had; nobody reads them here, and PyAV would fail on them.
+_METADATA = "replace"
+
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
@@ -269,7 +272,7 @@ def _without_padding(images: Iterator[Image], path: Path) -> Iterator[Image]:
 
 def _pyav_frames(path: Path, threads: int) -> Iterator[av.VideoFrame]:
     """Decode with PyAV, past packets that do not decode."""
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors=_METADATA) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = threads
         # Threads share a frame's slices: threads that share out frames would lose whole ones beside a damaged one.
@@ -323,7 +326,7 @@ def _scan(path: Path) -> _Scan:
     if size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes), expected a video. Copy or record it again.")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors=_METADATA) as container:
             if not container.streams.video:
                 kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
                 raise VideoError(f"{path}: found {kinds}, expected a video stream. Leave the file out of the source.")
@@ -397,5 +400,5 @@ def _shown_packets(
 
 def _count_packets(path: Path) -> int:
     """Count the packets in the file, those that an edit list hides among them."""
-    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+    with av.open(str(path), metadata_errors=_METADATA, options={"ignore_editlist": "1"}) as container:
         return sum(1 for packet in container.demux(video=0) if packet.size)

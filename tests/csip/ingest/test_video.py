@@ -331,6 +331,22 @@ def test_a_folder_gives_its_videos_in_order_and_nothing_else(tmp_path):
     assert find_videos(tmp_path) == [tmp_path / "a.mkv", tmp_path / "b/a.avi", tmp_path / "b/z.MP4"]
 
 
+def test_a_title_that_is_not_utf_8_does_no_harm(tmp_path):
+    plain = write_video(tmp_path / "plain.mp4", 20)
+    with av.open(str(plain)) as source, av.open(str(tmp_path / "titled.mp4"), "w") as target:
+        target.metadata["title"] = "Haupttuer"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    content = (tmp_path / "titled.mp4").read_bytes()
+    assert content.count(b"Haupttuer") == 1
+    (tmp_path / "titled.mp4").write_bytes(content.replace(b"Haupttuer", b"Hauptt\xfcr "))
+    assert probe(tmp_path / "titled.mp4").num_frames == 20
+    assert read_all(tmp_path / "titled.mp4")[0] == list(range(20))
+
+
 def test_a_file_gives_itself(tmp_path):
     path = tmp_path / "recording.dat"
     path.touch()

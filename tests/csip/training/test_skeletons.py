@@ -300,7 +300,7 @@ def test_from_scratch_it_says_so_and_counts_people_and_windows(tiny, snapshot, o
 
 def test_transg_takes_no_checkpoint(tiny, snapshot, out, run, untrained):
     config = dataclasses.replace(CONFIG, **TRANSG)
-    with pytest.raises(CheckpointError, match=r"give its skeleton encoder to transg's"):
+    with pytest.raises(CheckpointError, match=r"found this method's skeleton encoder in it, expected transg's"):
         run(initialise_skeletons(out, snapshot, config, tiny.model, untrained, 0))
 
 
