@@ -407,10 +407,10 @@ def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[st
     tag = snapshot_tag(snapshot.name)
     for name, version in snapshot.tables.items():
         dataset = lance.dataset(table_uri(snapshot.store, name))
-        if tag in dataset.tags.list():
-            dataset.tags.update(tag, version)
-        else:
+        try:
             dataset.tags.create(tag, version)
+        except ValueError:  # it is there, perhaps since this very moment: another process publishes the same
+            dataset.tags.update(tag, version)
     row = {
         "name": snapshot.name,
         "digest": snapshot.digest,

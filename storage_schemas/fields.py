@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 
 def key(name: str, kind: pa.DataType, position: int, meaning: str) -> pa.Field:

@@ -246,9 +246,9 @@ def test_a_table_of_other_columns_is_refused_where_it_is_opened(store):
 
 
 def test_a_table_of_a_newer_schema_version_is_refused(store):
-    schema = TABLES["frame_features"].with_metadata({"csip.schema_version": "2"})
+    schema = TABLES["frame_features"].with_metadata({"csip.schema_version": "3"})
     lance.write_dataset(schema.empty_table(), tables.table_uri(store, "frame_features"), mode="overwrite")
-    with pytest.raises(SchemaMismatchError, match=r"found schema 2 with .*expected schema 1 with"):
+    with pytest.raises(SchemaMismatchError, match=r"found schema 3 with .*expected schema 2 with"):
         tables.current(store, "frame_features")
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
 import time
 import wave
 from pathlib import Path
@@ -26,7 +27,7 @@ from csip.models import published as importer
 from csip.models.checkpoints import ModelSpec, initial
 from csip.models.published_names import from_ours, names
 from flows import terminal
-from flows.__main__ import main
+from flows.__main__ import _end_server, main
 
 # ---------------------------------------------------------------------------------------------------------- helpers
 
@@ -661,6 +662,8 @@ def test_ctrl_c_ends_a_build_within_seconds_and_the_next_one_goes_on(
 
 
 def test_leaving_soon_ends_prefects_temporary_server(monkeypatch):
+    from prefect.server.api.server import SubprocessASGIServer
+
     # A signal to this process alone does not reach it, and nothing else would end it.
     server = subprocess.Popen(["sleep", "600"])
     monkeypatch.setattr(SubprocessASGIServer, "_instances", {None: SimpleNamespace(server_process=server)})
