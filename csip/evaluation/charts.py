@@ -15,6 +15,8 @@ _DASHES: Final = ("", "7 4", "2 4", "10 3 2 3", "4 2", "1 3")
 _LEFT, _RIGHT, _BOTTOM, _FONT, _LEGEND_ROW = 54, 14, 46, 12, 20
 # Curves of at most this many points show each of them, with its value on hover.
 _MARKED_POINTS = 60
+# Values nearer to each other are one: their distance cannot be divided any more.
+_SAME = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,9 @@ def _with_zero(low: float, high: float) -> tuple[float, float]:
 
 def _axis(low: float, high: float, start: float, end: float, *, whole: bool, tight: bool) -> _Axis:
     """Choose ticks at 1, 2 or 5 times a power of ten, about five of them; not `tight` means from tick to tick."""
-    if not high > low:
+    if high - low < _SAME:
         # One value only: room on both sides, by its own size.
-        pad = 1.0 if whole else (abs(low) / 10 or 1.0)
+        pad = 1.0 if whole or abs(low) < 100 * _SAME else abs(low) / 10
         low, high = low - pad, high + pad
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))

@@ -3,7 +3,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from csip.evaluation.charts import Curve, line_chart
@@ -81,6 +81,8 @@ def test_equal_values_lie_in_the_middle(value):
 
 
 @given(st.lists(VALUES, max_size=8), st.booleans())
+@example([0.0, 5e-324], False)
+@example([3e-323, 3e-323], False)
 def test_any_values_give_a_picture_inside_its_bounds(values, whole_x):
     svg = draw(Curve("a", range(len(values)), values), whole_x=whole_x)
     for line in polylines(svg):
