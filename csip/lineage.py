@@ -18,6 +18,10 @@ from csip.errors import StoreError
 from csip.tables import RunRecord
 
 _OURS = ("csip", "storage_schemas")
+TABLE = frozenset({"uri", "version"})
+"""The keys of a reference to a table, in a run's inputs and outputs."""
+FILE = frozenset({"path", "sha256"})
+"""The keys of a reference to a file."""
 _NOT_SOURCE = ("csip.config",)  # its values arrive as inputs
 
 
@@ -137,14 +141,14 @@ def _things(value: Any) -> Iterator[_Thing]:
             yield _Thing("embeddings", value["encoder_digest"], facts)
         elif keys == {"table", "run_id"}:
             yield _Thing("results", value["run_id"], {"table": _table_name(value["table"])})
-        elif keys == {"uri", "version"}:
+        elif keys == TABLE:
             yield _Thing("table", _table_name(value), {})
-        elif {"name", "tables", "digest"} <= keys:
+        elif is_snapshot(value):
             yield _Thing("snapshot", value["name"], {"digest": value["digest"], "tables": value["tables"]})
         elif "video_sha" in keys:
             facts = {k: v for k, v in value.items() if k != "video_sha"}
             yield _Thing("video", value["video_sha"], facts)
-        elif keys == {"path", "sha256"}:
+        elif keys == FILE:
             kind = "checkpoint" if value["path"].endswith(".safetensors") else "file"
             yield _Thing(kind, value["sha256"], {"path": value["path"]})
         else:
@@ -153,6 +157,11 @@ def _things(value: Any) -> Iterator[_Thing]:
     elif isinstance(value, list):
         for inner in value:
             yield from _things(inner)
+
+
+def is_snapshot(value: Any) -> bool:
+    """Tell whether a value of a run's inputs or outputs is a reference to a snapshot."""
+    return isinstance(value, Mapping) and {"name", "tables", "digest"} <= set(value)
 
 
 def _table_name(ref: Mapping[str, Any]) -> str:

@@ -434,14 +434,21 @@ def snapshot_row(store: str, name: str) -> dict[str, Any]:
     Raises:
         StoreError: no such snapshot; the message lists those there are.
     """
-    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in read(current(store, "snapshots")).to_pylist()}
+    rows = read_snapshots(current(store, "snapshots"))
     if name not in rows:
         known = ", ".join(sorted(rows)) or "none"
         raise StoreError(
             f"Store {store}: found no snapshot {name!r}; there are: {known}. "
             "Name one of those, or make one with `csip build-skeletons`."
         )
-    return rows[name] | {k: json.loads(rows[name][k]) for k in ("tables", "config", "counts", "videos")}
+    return rows[name]
+
+
+def read_snapshots(ref: TableRef) -> dict[str, dict[str, Any]]:
+    """Read a version of `snapshots`: name -> row, its JSON columns decoded, oldest first."""
+    columns = ("tables", "config", "counts", "videos")
+    rows = [row | {name: json.loads(row[name]) for name in columns} for row in read(ref).to_pylist()]
+    return {row["name"]: row for row in sorted(rows, key=lambda row: (row["created"], row["name"]))}
 
 
 def open_snapshot(store: str, name: str) -> Snapshot:

@@ -196,9 +196,9 @@ def _build(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     experiment = _build_recipe(args)
-    from flows import commands
+    from flows import look
 
-    commands.check(tuple(args.source), experiment, as_json=args.json)
+    look.check(tuple(args.source), experiment, as_json=args.json)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -264,16 +264,16 @@ def _import(args: argparse.Namespace) -> None:
 def _config(args: argparse.Namespace) -> None:
     experiment = _recipe(args.recipe, args.set)
     from csip.origins import origins_of
-    from flows import commands
+    from flows import look
     from flows.recipes import RECIPES
 
-    commands.show_config(experiment, origins_of(RECIPES[args.recipe](), args.set), as_json=args.json)
+    look.show_config(experiment, origins_of(RECIPES[args.recipe](), args.set), as_json=args.json)
 
 
 def _lineage(args: argparse.Namespace) -> None:
-    from flows import commands
+    from flows import look
 
-    commands.lineage(args.ref, _absolute(args.store), as_json=args.json)
+    look.lineage(args.ref, _absolute(args.store), as_json=args.json)
 
 
 def _snapshots(args: argparse.Namespace) -> None:

@@ -22,11 +22,9 @@ from csip.evaluation.average import STD, summarise
 from csip.evaluation.exchange import export_matrix, score_matrix
 from csip.evaluation.matrix import read_matrix, write_matrix
 from csip.evaluation.protocol import label
-from csip.ingest.check import check_sources
 from csip.lineage import History, flatten
 from csip.models.checkpoints import checkpoint_ref
 from csip.models.published import import_checkpoint
-from csip.origins import leaves
 from csip.protocols import is_skeleton_only
 from csip.tables import RunRecord, quote
 from csip.types import ResultsRef, Snapshot
@@ -105,7 +103,7 @@ def evaluate(checkpoint: Path, snapshot: str, experiment: Experiment, store: str
     told = {
         "store": store,
         "evaluated": [_tell_results(one, store) for one in results],
-        **_tell_stages(results, store, begun),
+        **_tell_stages(results, History(store), begun),
     }
     if as_json:
         terminal.show_json(told)
@@ -158,17 +156,6 @@ def _result_values(results: ResultsRef) -> dict[str, dict[str, float]]:
     return values
 
 
-def check(sources: tuple[str, ...], experiment: Experiment, *, as_json: bool) -> None:
-    """Look at a source and say what is in it, or what is wrong with it."""
-    counts = check_sources(sources, experiment.extract, experiment.runtime)
-    if as_json:
-        terminal.show_json(counts)
-    else:
-        terminal.OUT.print(
-            terminal.facts("Nothing wrong", [(name.replace("_", " "), value) for name, value in counts.items()])
-        )
-
-
 def score(path: Path, protocol: str, experiment: Experiment, *, as_json: bool) -> None:
     """Score a file of distances and identities."""
     scored = score_matrix(read_matrix(path), experiment.evaluate, protocol)
@@ -192,20 +179,6 @@ def export(run: str, encoder: str, path: Path, store: str, *, as_json: bool) -> 
     terminal.OUT.print(terminal.facts("Exported", rows))
 
 
-def show_config(experiment: Experiment, origins: Mapping[str, str], *, as_json: bool) -> None:
-    """Print every number of a recipe, one a line, in the spelling that --set takes, and where it comes from."""
-    if as_json:
-        terminal.show_json({"values": to_plain(experiment), "sources": dict(origins)})
-        return
-    lines = {}
-    for name, value in leaves(experiment).items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        lines[name] = f"{name}={text.lower() if value is None or isinstance(value, bool) else text}"
-    width = max(map(len, lines.values()))
-    for name, line in lines.items():
-        terminal.OUT.print(Text.assemble(line.ljust(width), (f"  # {origins[name]}", "dim")))
-
-
 def import_published(path: Path, store: str, dataset: str, *, as_json: bool) -> None:
     """Write a checkpoint of the published implementation as one of ours."""
     ref, spec, report = import_checkpoint(path, store, dataset)
@@ -222,15 +195,6 @@ def import_published(path: Path, store: str, dataset: str, *, as_json: bool) -> 
         ("next", f"csip evaluate-csip {shlex.quote(ref.path)} --store {shlex.quote(store)} --snapshot NAME"),
     ]
     terminal.OUT.print(terminal.facts("Imported", rows))
-
-
-def lineage(ref: str, store: str, *, as_json: bool) -> None:
-    """Print what a thing was made from."""
-    node = History(store).find(ref)
-    if as_json:
-        terminal.show_json(to_plain(node))
-    else:
-        terminal.show_lineage(node)
 
 
 def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:
@@ -256,14 +220,15 @@ def _train(snapshot: str, experiment: Experiment, store: str, *, quiet: bool) ->
     choose_splits(pinned, experiment.data)
     with _watched(quiet=quiet):
         done: TrainedAll = train_csip(snapshot, store, experiment)
+    history = History(store)
     trainings = [
         _tell_results(one.results, store)
-        | {"checkpoint": to_plain(one.checkpoint), "report": to_plain(one.report), "losses": _losses(store, one)}
+        | {"checkpoint": to_plain(one.checkpoint), "report": to_plain(one.report), "losses": _losses(history, one)}
         for one in done.trained
     ]
     refs = [one.results for one in done.trained] + ([done.mean] if done.mean else [])
     mean = _tell_means(done.mean) if done.mean else []
-    return {"store": store, "trained": trainings, "mean": mean, **_tell_stages(refs, store, begun)}
+    return {"store": store, "trained": trainings, "mean": mean, **_tell_stages(refs, history, begun)}
 
 
 def _require_kind(experiment: Experiment, snapshot: Snapshot) -> None:
@@ -312,25 +277,24 @@ def _tell_means(results: ResultsRef) -> list[dict[str, Any]]:
     return told
 
 
-def _tell_stages(refs: Sequence[ResultsRef], store: str, begun: str) -> dict[str, Any]:
+def _tell_stages(refs: Sequence[ResultsRef], history: History, begun: str) -> dict[str, Any]:
     """Tell what ran since `begun`, and what of an earlier time the results stand on."""
-    history = History(store)
     nodes = [node for ref in refs for node in flatten(history.find(ref.run_id))]
     behind = {n.made_by.run_id: n.made_by for n in nodes if n.made_by}
-    done = tables.find_runs(store, f"started >= {quote(begun)}")
+    done = [run for run in history.runs if run.started >= begun]
     now = {run.run_id for run in done}
     reused = sorted((run for run in behind.values() if run.run_id not in now), key=lambda run: run.started)
     return {"stages": [_stage(run) for run in done], "reused": [_stage(run) for run in reused]}
 
 
-def _losses(store: str, trained: Trained) -> dict[str, list[float]]:
+def _losses(history: History, trained: Trained) -> dict[str, list[float]]:
     """Read the loss of every epoch of the trainings behind a result, by stage."""
-    nodes = flatten(History(store).find(trained.results.run_id))
+    nodes = flatten(history.find(trained.results.run_id))
     runs = {node.made_by.run_id: node.made_by for node in nodes if node.made_by and node.made_by.stage in _TRAININGS}
     out = {}
     for run in sorted(runs.values(), key=lambda run: run.started):
         where = f"run_id = {quote(run.run_id)} AND name = 'loss'"
-        table = tables.read(tables.current(store, "metrics"), where=where).sort_by("step")
+        table = tables.read(tables.current(history.store, "metrics"), where=where).sort_by("step")
         out[run.stage] = table["value"].to_pylist()
     return out
 

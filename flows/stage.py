@@ -35,7 +35,7 @@ from prefect.states import Completed
 from csip import errors, tables
 from csip.config import RuntimeConfig, digest, from_plain, to_plain
 from csip.device import resolve_device
-from csip.lineage import git_commit, source_digest
+from csip.lineage import FILE, TABLE, git_commit, source_digest
 from csip.tables import RunRecord
 from csip.types import Output, Progress, Stage, TableRef
 from flows.child import REQUEST, call, run_stage
@@ -165,9 +165,9 @@ def _still_there(outputs: Any) -> bool:
         return all(_still_there(one) for one in outputs)
     if not isinstance(outputs, dict):
         return True
-    if set(outputs) == {"uri", "version"}:
+    if set(outputs) == TABLE:
         return tables.exists(TableRef(**outputs))
-    if set(outputs) == {"path", "sha256"}:
+    if set(outputs) == FILE:
         path = Path(outputs["path"])
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == outputs["sha256"]
     return all(_still_there(one) for one in outputs.values())

@@ -8,7 +8,6 @@ Shapes: W windows, f frames a window, J joints, n skeletons of a part, N skeleto
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +17,9 @@ import pyarrow.compute as pc
 
 from csip.data.clips import Role, joint_layout, read_parts
 from csip.errors import StoreError
+from csip.extractors import read_extractors
 from csip.joints import JointLayout, normalise
-from csip.tables import described, keypoints_array, pinned, quote, read
+from csip.tables import keypoints_array, pinned, quote, read
 from csip.types import FloatArray, IntArray, Snapshot, TrackletPart
 
 
@@ -128,8 +128,8 @@ def read_windows(snapshot: Snapshot, role: Role, frames: int) -> Windows:
 
 def _require_length(snapshot: Snapshot, frames: int) -> None:
     """Refuse to cut windows out of windows: they would be others than those of whole sequences."""
-    told = described(pinned(snapshot, "skeletons")).get(f"csip.extractor.{snapshot.digest}")
-    made = json.loads(told).get("window_frames", frames) if told else frames
+    facts = read_extractors(pinned(snapshot, "skeletons")).get(snapshot.digest, {})
+    made = facts.get("window_frames", frames)
     if made != frames:
         raise ValueError(
             f"skeleton.frames={frames}: snapshot {snapshot.name} was made of windows of {made} frames, which cannot be "

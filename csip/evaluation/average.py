@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from csip import tables
-from csip.evaluation.protocol import alone
+from csip.evaluation.protocol import alone, count_valid, valid_words
 from csip.evaluation.score import CONFIDENCE, HIGH, LOW
 from csip.protocols import PROTOCOLS
 from csip.tables import quote
@@ -82,7 +82,7 @@ def _rows(run_id: str, found: list[list[dict[str, object]]], over: str) -> Itera
     first = {str(row["encoder"]): row for row in found[0]}
     splits = list(dict.fromkeys(str(rows[0]["split"]) for rows in found))
     for encoder, means in summarise(figures).items():
-        valid = list(dict.fromkeys(_valid(one[encoder]) for one in figures if "num_queries" in one[encoder]))
+        valid = list(dict.fromkeys(count_valid(one[encoder]) for one in figures if "num_queries" in one[encoder]))
         told = {
             "run_id": run_id,
             "protocol": first[encoder]["protocol"],
@@ -98,10 +98,6 @@ def _rows(run_id: str, found: list[list[dict[str, object]]], over: str) -> Itera
             yield told | {"name": f"{STD}/{name}", "value": spread["std"]}
 
 
-def _valid(training: Mapping[str, float]) -> str:
-    return f"{training['num_valid_queries']:.0f} of {training['num_queries']:.0f}"
-
-
 def _words(row: Mapping[str, object], valid: list[str], count: int, splits: list[str], over: str) -> str:
     """Say what was averaged; `valid` are the different counts of valid queries, that of `row` first."""
     protocol = str(row["protocol"])
@@ -110,5 +106,5 @@ def _words(row: Mapping[str, object], valid: list[str], count: int, splits: list
     fewer = f", where the literature has {there}" if over == "splits" and count < there else ""
     base = str(row["described"]).replace(alone(protocol, str(row["split"])), "")
     if len(valid) > 1:
-        base = base.replace(f" {valid[0]} queries are valid.", f" {', '.join(valid)} queries are valid.")
+        base = base.replace(valid_words(valid[0]), valid_words(", ".join(valid)))
     return f"{base} Mean and sample standard deviation over {count} {over}{which}{fewer}."

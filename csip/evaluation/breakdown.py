@@ -96,6 +96,24 @@ def by_length(scores: QueryScores, length: IntArray, ends: Sequence[int]) -> dic
     return {(start, most): scores.take(number == k) for k, (start, most) in enumerate(zip(starts, mosts, strict=True))}
 
 
+def name_pairs(
+    pairs: Mapping[tuple[int, int], QueryScores], names: Mapping[int, str], *, exclude_same_camera: bool
+) -> dict[str, QueryScores]:
+    """Name pairs of cameras, and leave those out in which nothing may match.
+
+    Args:
+        pairs: as `by_camera_pair` gives them.
+        names: of the cameras.
+        exclude_same_camera: as it was given there.
+    """
+    return {f"{names[a]} to {names[b]}": one for (a, b), one in pairs.items() if a != b or not exclude_same_camera}
+
+
+def name_lengths(classes: Mapping[tuple[int, int | None], QueryScores]) -> dict[str, QueryScores]:
+    """Name classes of length, as `by_length` gives them, and leave those out that no query is in."""
+    return {f"{least} to {most or 'more'} frames": one for (least, most), one in classes.items() if len(one)}
+
+
 def join_groups(blocks: Sequence[Mapping[tuple[int, int], QueryScores]]) -> dict[tuple[int, int], QueryScores]:
     """Join the groups of blocks of queries; a block need not have every group."""
     names = sorted({name for block in blocks for name in block})
@@ -120,3 +138,8 @@ def figures(scores: QueryScores, ranks: Sequence[int]) -> dict[str, float]:
         "num_queries": len(scores),
         "num_valid_queries": count,
     }
+
+
+def named_figures(name: str, scores: QueryScores, ranks: Sequence[int]) -> dict[str, float]:
+    """Give a group's `figures` by the names of table `results`, NAME/mean_ap and so on."""
+    return {f"{name}/{figure}": value for figure, value in figures(scores, ranks).items()}

@@ -14,10 +14,10 @@ from csip import tables
 from csip.config import EvaluateConfig, from_plain
 from csip.data.clips import read_protocol
 from csip.errors import StoreError
-from csip.evaluation.breakdown import by_camera_pair, by_length, figures
+from csip.evaluation.breakdown import by_camera_pair, by_length, name_lengths, name_pairs, named_figures
 from csip.evaluation.matrix import Matrix
 from csip.evaluation.metrics import score_queries
-from csip.evaluation.protocol import describe, label, rules
+from csip.evaluation.protocol import count_valid, describe, label, rules, valid_words
 from csip.evaluation.ranking import count_frames, rank
 from csip.evaluation.score import rerank_words, score_figures
 from csip.protocols import PROTOCOLS
@@ -123,17 +123,16 @@ def score_matrix(matrix: Matrix, config: EvaluateConfig, protocol: str = "") -> 
     found = score_figures(queries, matrix.distance.shape[1], config)
     if config.breakdown:
         pairs = by_camera_pair(matrix.distance, *ids, exclude_same_camera=same, own=own)
-        some = {f"camera {a} to camera {b}": one for (a, b), one in pairs.items() if a != b or not same}
+        names = {camera: f"camera {camera}" for pair in pairs for camera in pair}
+        some = name_pairs(pairs, names, exclude_same_camera=same)
         if matrix.query_length is not None:
-            spans = by_length(queries, matrix.query_length, config.lengths)
-            some |= {f"{least} to {most or 'more'} frames": one for (least, most), one in spans.items() if len(one)}
-        found |= {
-            f"{name}/{figure}": value for name, one in some.items() for figure, value in figures(one, (1,)).items()
-        }
+            some |= name_lengths(by_length(queries, matrix.query_length, config.lengths))
+        for name, one in some.items():
+            found |= named_figures(name, one, (1,))
     words = matrix.described or "A file of distances."
     if not matrix.described or same != matrix.exclude_same_camera:
         other = " Scored by another rule than the file's: " if matrix.described else " "
         rule = "do not count" if same else "count"
         words += f"{other}gallery items of the query's own person under its own camera {rule}."
-    words += f" {found['num_valid_queries']:.0f} of {found['num_queries']:.0f} queries are valid."
+    words += valid_words(count_valid(found))
     return ScoredMatrix(matrix.encoder or "distances", label(protocol) if protocol else "a file", words, found)

@@ -246,6 +246,16 @@ def describe(
     return f"{text} {CAVEAT}" if protocol == SELF_LABELLED else text
 
 
+def count_valid(figures: Mapping[str, float]) -> str:
+    """Write how many of the queries are valid, from figures by the names of table `results`."""
+    return f"{figures['num_valid_queries']:.0f} of {figures['num_queries']:.0f}"
+
+
+def valid_words(count: str) -> str:
+    """Say it, a sentence with a space before it; `count` as `count_valid` writes it, or several of them."""
+    return f" {count} queries are valid."
+
+
 def alone(protocol: str, split: str) -> str:
     """Say that a result is of one split of several, a sentence with a space before it; else nothing."""
     splits = PROTOCOLS.get(protocol, _PLAIN).splits

@@ -16,7 +16,7 @@ from csip import tables
 from csip.config import EvaluateConfig
 from csip.data.clips import read_cameras, read_groups, read_parts
 from csip.errors import TooLittleDataError
-from csip.evaluation.breakdown import by_camera_pair, by_length, join_groups
+from csip.evaluation.breakdown import by_camera_pair, by_length, join_groups, name_lengths, name_pairs
 from csip.evaluation.distances import distance_blocks
 from csip.evaluation.embed import read_embeddings
 from csip.evaluation.metrics import QueryScores, join, score_queries
@@ -147,27 +147,12 @@ def score_rankings(ranking: Ranking, snapshot: Snapshot, rule: Rules, config: Ev
     scores = join(blocks)
     some = {group: scores.take(np.isin(query_pid, sorted(pids))) for group, pids in read_groups(snapshot).items()}
     if config.breakdown:
-        some |= _name_pairs(join_groups(pairs), snapshot, rule) | _by_length(scores, ranking, snapshot, config)
+        names = dict(enumerate(read_cameras(snapshot)))
+        lengths = by_length(scores, count_frames(ranking.query, snapshot), config.lengths)
+        # Where there is one camera on each side, or one class of length, there is nothing to tell apart.
+        for told in (name_pairs(join_groups(pairs), names, exclude_same_camera=same), name_lengths(lengths)):
+            some |= told if len(told) > 1 else {}
     return Scored(scores, some)
-
-
-def _name_pairs(pairs: dict[tuple[int, int], QueryScores], snapshot: Snapshot, rule: Rules) -> dict[str, QueryScores]:
-    """Name pairs of cameras; with one camera on each side, and where nothing may match, there is nothing to tell."""
-    name = read_cameras(snapshot)
-    told = {(a, b): one for (a, b), one in pairs.items() if a != b or not rule.exclude_same_camera}
-    if len(told) < 2:
-        return {}
-    return {f"{name[a]} to {name[b]}": one for (a, b), one in told.items()}
-
-
-def _by_length(
-    scores: QueryScores, ranking: Ranking, snapshot: Snapshot, config: EvaluateConfig
-) -> dict[str, QueryScores]:
-    lengths = count_frames(ranking.query, snapshot)
-    classes = {span: one for span, one in by_length(scores, lengths, config.lengths).items() if len(one)}
-    if len(classes) < 2:
-        return {}
-    return {f"{least} to {most or 'more'} frames": one for (least, most), one in classes.items()}
 
 
 def count_frames(parts: tuple[TrackletPart, ...], snapshot: Snapshot) -> IntArray:

@@ -13,10 +13,10 @@ from csip import tables
 from csip.config import EvaluateConfig, RuntimeConfig
 from csip.data.clips import read_groups, read_protocol
 from csip.device import resolve_device
-from csip.evaluation.breakdown import figures
+from csip.evaluation.breakdown import named_figures
 from csip.evaluation.intervals import bootstrap
 from csip.evaluation.metrics import QueryScores, summarise, values_by_figure
-from csip.evaluation.protocol import describe, rules
+from csip.evaluation.protocol import count_valid, describe, rules, valid_words
 from csip.evaluation.ranking import rank, score_rankings
 from csip.types import EmbeddingsRef, Outcome, Output, Progress, ResultsRef, Snapshot, Stage
 
@@ -36,9 +36,8 @@ def evaluate(
     """Score each encoder on the same queries and gallery, and write the scores with the protocol in words.
 
     Beside each figure NAME stand low/NAME and high/NAME, its bootstrap interval, whose share of the draws is
-    `confidence`. Some of the queries are scored by
-    themselves as well, as WHICH/mean_ap and so on: each group of people, pair of cameras and class of length; of those
-    without a valid query only the counts.
+    `confidence`. Some of the queries are scored by themselves as well, as WHICH/mean_ap and so on: each group of
+    people, pair of cameras and class of length; of those without a valid query only the counts.
 
     Args:
         out: the store.
@@ -63,9 +62,9 @@ def evaluate(
         found = score_figures(scored.queries, len(ranking.gallery), config)
         for name, some in scored.some.items():
             ranks = config.ranks if name in groups else ()
-            found |= {f"{name}/{figure}": value for figure, value in figures(some, sorted({1, *ranks})).items()}
+            found |= named_figures(name, some, sorted({1, *ranks}))
         described = describe(rule, protocol, split=split, ranked=ref.words, rerank=rerank_words(config))
-        described += f" {found['num_valid_queries']:.0f} of {found['num_queries']:.0f} queries are valid."
+        described += valid_words(count_valid(found))
         for name, value in found.items():
             rows.append(
                 {

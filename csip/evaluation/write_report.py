@@ -79,9 +79,13 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
     # Where there are no pictures there is none to show; where there are no skeletons, none is drawn.
     pictures = not is_skeleton_only(read_protocol(snapshot)[0])
     layout = joint_layout(snapshot) if pictures and has_skeletons(snapshot) else COCO17
-    album = _Album(snapshot, layout)
+    strips: tuple[TrackletStrip, ...] = ()
+    queries: tuple[RankedQuery, ...] = ()
     yield Progress("write_report", 1, 3, "sections")
-    strips = tuple(_strips(album, snapshot, experiment)) if pictures else ()
+    if pictures:
+        album = _Album(snapshot, layout)
+        strips = tuple(_strips(album, snapshot, experiment))
+        queries = tuple(_queries(album, encoders[0], snapshot, experiment))
     yield Progress("write_report", 2, 3, "sections")
     report = Report(
         dataset=experiment.dataset,
@@ -96,7 +100,7 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         losses=tuple(_losses(out.store, root)),
         counts=tuple(_counts(tables.snapshot_row(out.store, snapshot.name)["counts"])),
         tracklets=strips,
-        queries=tuple(_queries(album, encoders[0], snapshot, experiment)) if pictures else (),
+        queries=queries,
         lineage=tuple(_steps(root)),
         tables=tuple(_table_rows(snapshot)),
         lineage_command=f"csip lineage {results.run_id} --store {shlex.quote(out.store)}",

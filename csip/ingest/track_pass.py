@@ -5,7 +5,6 @@ Shapes: H W pixels of a frame, N rows, J joints.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig, digest, to_plain
 from csip.errors import StoreError, VideoError
+from csip.extractors import describe_extractor
 from csip.ingest.cut import encode_crop
 from csip.ingest.detect_pass import nobody
 from csip.ingest.records import ExtractDigests, FrameReader, Pass, detect_key, tracklet_id, tracklet_prefix
@@ -72,8 +72,7 @@ def track_video(
         )
     tables.upsert(out.store, "skeletons", _skeleton_rows(result.tracklets, digests.detect))
     made = {"layout": COCO17.name, "name": "YOLO-pose on frames", "units": "frame pixels", "weights": digests.weights}
-    facts = json.dumps({"digest": digests.detect, **made}, sort_keys=True)
-    tables.describe(out.store, "skeletons", {f"csip.extractor.{digests.detect}": facts})
+    describe_extractor(out.store, digests.detect, made)
     rows = [_tracklet_row(t, video.video_sha, digests.track, times) for t in result.tracklets]
     where = f"video_sha = {quote(video.video_sha)} AND track_digest = {quote(digests.track)}"
     tables.upsert(out.store, "tracklets", tables.from_rows("tracklets", rows), replace=where)

@@ -7,7 +7,6 @@ Shapes: T tracklets, N crops.
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 
 from csip import tables
+from csip.extractors import read_extractors
 from csip.joints import LAYOUTS
 from csip.maintenance import keys
 from csip.maintenance.look import Look
@@ -25,7 +25,6 @@ from csip.types import IntArray, TableRef
 from storage_schemas import TABLES
 
 _IMAGES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP"}
-_EXTRACTOR = "csip.extractor."
 _PICTURES = 256
 _ROWS = 8192
 BoolArray = npt.NDArray[np.bool_]
@@ -135,9 +134,7 @@ def _extractors(look: Look) -> dict[str, str]:
     """Read what `skeletons` says of those who made them: digest -> layout."""
     if "skeletons" not in look.refs:
         return {}
-    known = tables.described(look.refs["skeletons"])
-    facts = {name.removeprefix(_EXTRACTOR): text for name, text in known.items() if name.startswith(_EXTRACTOR)}
-    return {digest: str(json.loads(text).get("layout", "")) for digest, text in facts.items()}
+    return {digest: str(facts.get("layout", "")) for digest, facts in read_extractors(look.refs["skeletons"]).items()}
 
 
 def _only(look: Look, some: keys.UIntArray, wanted: BoolArray) -> keys.UIntArray:

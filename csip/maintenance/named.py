@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from csip import tables
-from csip.maintenance.snapshots import read_published
+from csip.lineage import FILE, TABLE, is_snapshot
 from csip.tables import RunRecord, table_uri
 from csip.types import TableRef
 from storage_schemas import TABLES
@@ -30,11 +30,6 @@ def references(value: Any, keys: frozenset[str]) -> Iterator[Mapping[str, Any]]:
             yield from references(inner, keys)
 
 
-def is_snapshot(value: Any) -> bool:
-    """Tell whether a value is a reference to a snapshot."""
-    return isinstance(value, Mapping) and {"name", "tables", "digest"} <= set(value)
-
-
 def snapshots_in(value: Any) -> Iterator[str]:
     """Name the snapshots among a run's inputs or outputs."""
     if is_snapshot(value):
@@ -42,10 +37,6 @@ def snapshots_in(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from snapshots_in(inner)
-
-
-TABLE = frozenset({"uri", "version"})
-FILE = frozenset({"path", "sha256"})
 
 
 def versions_of_runs(runs: Sequence[RunRecord]) -> dict[str, set[int]]:
@@ -87,7 +78,7 @@ def published_since(store: str, since: datetime) -> Published:
     """
     versions = current_since(tables.list_versions(store, "snapshots"), since)
     refs = [TableRef(table_uri(store, "snapshots"), version) for version in versions]
-    return Published(tuple(row for ref in refs for row in read_published(ref).values()))
+    return Published(tuple(row for ref in refs for row in tables.read_snapshots(ref).values()))
 
 
 def current_since(versions: Mapping[int, datetime], since: datetime) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 from csip import tables
 from csip.errors import StoreError
 from csip.tables import RunRecord, quote
-from csip.types import Snapshot, TableRef
-
-_JSON = ("tables", "config", "counts", "videos")
+from csip.types import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +37,6 @@ class Listed:
     problem: str = ""
 
 
-def read_published(ref: TableRef) -> dict[str, dict[str, Any]]:
-    """Read a version of `snapshots`: name -> row, its JSON decoded, oldest first."""
-    rows = [row | {k: json.loads(row[k]) for k in _JSON} for row in tables.read(ref).to_pylist()]
-    return {row["name"]: row for row in sorted(rows, key=lambda row: (row["created"], row["name"]))}
-
-
 def published(store: str, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Read the rows of all published snapshots, or of those that are named: name -> row, oldest first.
 
@@ -54,7 +45,7 @@ def published(store: str, names: Sequence[str] = ()) -> dict[str, dict[str, Any]
     """
     for name in names:
         tables.snapshot_row(store, name)
-    rows = read_published(tables.current(store, "snapshots"))
+    rows = tables.read_snapshots(tables.current(store, "snapshots"))
     return {name: row for name, row in rows.items() if not names or name in names}
 
 

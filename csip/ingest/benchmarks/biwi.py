@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from csip.ingest.benchmarks.checking import Findings
-from csip.ingest.benchmarks.kinect import SKELETON_SUFFIX, read_folders
+from csip.ingest.benchmarks.kinect import SKELETON_SUFFIX, read_kinect
 from csip.ingest.benchmarks.kinect_protocols import KinectSet, Session
 from csip.ingest.benchmarks.records import Benchmark
-from csip.ingest.benchmarks.transg_arrays import find_arrays, read_arrays
 from csip.protocols import BIWI_S, BIWI_W
 
 BIWI_VERSION: Final = 1
@@ -90,6 +89,4 @@ def biwi(root: Path, source: str) -> Benchmark:
     Raises:
         SourceError: the copy is not what it should be; one message lists everything that is wrong.
     """
-    root = root.absolute()
-    arrays = find_arrays(_BIWI, root, source)
-    return read_folders(_BIWI, root, source) if arrays is None else read_arrays(_BIWI, arrays, source)
+    return read_kinect(_BIWI, root, source)

@@ -39,11 +39,13 @@ class PoseSkeletons:
 
     Attributes:
         layout: of its skeletons.
+        reads_sidecars: no.
         digest: of the weights and of the settings that decide the skeletons; not of device, engine, batch or paths.
         extractor: the same for people.
     """
 
     layout = COCO17.name
+    reads_sidecars = False
 
     def __init__(self, config: ExtractConfig, runtime: RuntimeConfig) -> None:
         """Find and digest the weights; the model is loaded for the first tracklet.

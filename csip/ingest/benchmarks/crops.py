@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from csip.config import digest
 from csip.errors import SourceError
+from csip.ingest.benchmarks.checking import Findings
 from csip.ingest.benchmarks.records import BenchmarkTracklet
 from csip.joints import H36M17, LAYOUTS
 from csip.types import FloatArray
@@ -25,8 +26,19 @@ from csip.types import FloatArray
 MEDIA_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".bmp": "image/bmp"}
 """Suffixes of picture files, in lower case, and what they hold."""
 
-WITHOUT_SIDECARS = "or --set benchmark.skeletons=pose, or none, to do without them"
-"""What to do, in a finding, where a folder of side-car files holds none."""
+
+def require_sidecars(found: bool, expected: str, findings: Findings, *, of: str = "picture") -> None:
+    """Note a folder of side-car files that holds none that is looked for.
+
+    Args:
+        found: there is one.
+        expected: the folder, and the names that were looked for.
+        findings: where it is noted.
+        of: what side-car files belong to.
+    """
+    if not found:
+        advice = "or --set benchmark.skeletons=pose, or none, to do without them"
+        findings.add(f"skeleton folders without a file of any {of}", f"{expected}; {advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,12 @@ class SkeletonSource(Protocol):
         layout: of its skeletons; empty for none.
         digest: of what decides them, apart from the pictures and the side-car files.
         extractor: the same for people, see `Benchmark.extractor`.
+        reads_sidecars: it reads `CropFile.sidecar`; loaders look for these files only then.
     """
+
+    @property
+    def reads_sidecars(self) -> bool:
+        """Whether side-car files are read."""
 
     @property
     def layout(self) -> str:
@@ -89,6 +106,7 @@ class NoSkeletons:
 
     layout = ""
     digest = "none"
+    reads_sidecars = False
     extractor: Mapping[str, Any] = {}
 
     def __call__(self, files: Sequence[CropFile], images: Sequence[bytes]) -> Skeletons:
@@ -104,6 +122,7 @@ class SidecarSkeletons:
 
     layout = H36M17.name
     digest = digest("sidecar", 1)
+    reads_sidecars = True
     extractor: Mapping[str, Any] = {"name": "side-car files", "units": "the files' own, from the pelvis"}
 
     def __call__(self, files: Sequence[CropFile], images: Sequence[bytes]) -> Skeletons:

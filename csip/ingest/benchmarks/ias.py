@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from csip.ingest.benchmarks.checking import Findings
-from csip.ingest.benchmarks.kinect import SKELETON_SUFFIX, read_folders
+from csip.ingest.benchmarks.kinect import SKELETON_SUFFIX, read_kinect
 from csip.ingest.benchmarks.kinect_protocols import KinectSet, Session
 from csip.ingest.benchmarks.records import Benchmark
-from csip.ingest.benchmarks.transg_arrays import find_arrays, read_arrays
 from csip.protocols import IAS_A, IAS_B
 
 IAS_VERSION: Final = 1
@@ -83,6 +82,4 @@ def ias(root: Path, source: str) -> Benchmark:
     Raises:
         SourceError: the copy is not what it should be; one message lists everything that is wrong.
     """
-    root = root.absolute()
-    arrays = find_arrays(_IAS, root, source)
-    return read_folders(_IAS, root, source) if arrays is None else read_arrays(_IAS, arrays, source)
+    return read_kinect(_IAS, root, source)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from csip.config import BenchmarkConfig, digest
 from csip.ingest.benchmarks.checking import Findings, Folders
-from csip.ingest.benchmarks.crops import WITHOUT_SIDECARS, CropFile, SidecarSkeletons, SkeletonSource, load_crops
+from csip.ingest.benchmarks.crops import CropFile, SkeletonSource, load_crops, require_sidecars
 from csip.ingest.benchmarks.matlab import read_matlab, whole_numbers
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
 from csip.protocols import ILIDS_TEST_FIRST, ILIDS_TRAIN_FIRST
@@ -81,7 +81,7 @@ def ilids(root: Path, source: str, skeletons: SkeletonSource, config: BenchmarkC
     root = root.absolute()
     findings = Findings(source)
     base, splits_file = _find_places(root, findings)
-    sidecars = sidecar_folder(root, config) if isinstance(skeletons, SidecarSkeletons) else None
+    sidecars = sidecar_folder(root, config) if skeletons.reads_sidecars else None
     look = _Look(base, sidecars, findings)
     people = look.at_cameras()
     halves = _read_splits(splits_file, len(people), findings)
@@ -160,9 +160,10 @@ class _Look:
             for pid in sorted(under[other] - under[camera]):
                 found_at = f"sequences/cam{other}/person{pid:03d}, expected cam{camera}/person{pid:03d} as well"
                 self._findings.add("people under one camera only", f"found {found_at}")
-        if self._sidecars and not any(one.has_sidecar.any() for one in self.tracklets.values()):
+        if self._sidecars:
             expected = f"{self._sidecars}: expected files such as cam1/person001/cam1_person001_00317.json"
-            self._findings.add("skeleton folders without a file of any picture", f"{expected}; {WITHOUT_SIDECARS}")
+            any_there = any(one.has_sidecar.any() for one in self.tracklets.values())
+            require_sidecars(any_there, expected, self._findings)
         return sorted(under[1] | under[2])
 
     def _at_person(self, camera: int, person: str) -> _Tracklet:

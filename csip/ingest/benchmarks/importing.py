@@ -5,7 +5,6 @@ Shapes: T frames of a tracklet, J joints.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow as pa
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig, digest, to_plain
 from csip.errors import SourceError, StoreError
+from csip.extractors import describe_extractor
 from csip.ingest.benchmarks.biwi import biwi
 from csip.ingest.benchmarks.crop_pose import PoseSkeletons
 from csip.ingest.benchmarks.crops import NoSkeletons, SidecarSkeletons, SkeletonSource
@@ -225,8 +225,7 @@ def import_benchmark(out: Output, source: str, config: ExtractConfig, runtime: R
     if name not in known:
         yield from _write_tracklets(out.store, benchmark, content)
         if benchmark.layout:
-            facts = {"layout": benchmark.layout, "digest": content, **benchmark.extractor}
-            tables.describe(out.store, "skeletons", {f"csip.extractor.{content}": json.dumps(facts, sort_keys=True)})
+            describe_extractor(out.store, content, {"layout": benchmark.layout, **benchmark.extractor})
         counts = _write_splits(out.store, name, benchmark, content)
         versions = {table: tables.current(out.store, table).version for table in _PINNED}
         snapshot = Snapshot(name, out.store, versions, content)
@@ -246,18 +245,16 @@ def _write_tracklets(store: str, benchmark: Benchmark, content: str) -> Iterator
     have = tables.read(tables.current(store, "tracklets"), [], _own(content))["tracklet_id"].to_pylist()
     todo = sorted(set(names) - set(have))
     waiting: list[BenchmarkTracklet] = []
+    frames = size = 0
     for i, name in enumerate(todo):
         yield Progress("import_benchmark", len(names) - len(todo) + i, len(names), "tracklets")
         waiting.append(benchmark.load(name))
-        if sum(map(len, waiting)) >= _COMMIT_FRAMES or sum(map(_picture_bytes, waiting)) >= _COMMIT_BYTES:
+        frames, size = frames + len(waiting[-1]), size + sum(map(len, waiting[-1].images))
+        if frames >= _COMMIT_FRAMES or size >= _COMMIT_BYTES:
             _commit(store, waiting, content)
-            waiting = []
+            waiting, frames, size = [], 0, 0
     if waiting:
         _commit(store, waiting, content)
-
-
-def _picture_bytes(tracklet: BenchmarkTracklet) -> int:
-    return sum(map(len, tracklet.images))
 
 
 def _own(content: str) -> str:

@@ -23,6 +23,7 @@ from csip.config import digest
 from csip.ingest.benchmarks.checking import Findings, Folders
 from csip.ingest.benchmarks.kinect_protocols import KinectPart, KinectSet, Session, check_people, split_rows, tracklet
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet
+from csip.ingest.benchmarks.transg_arrays import find_arrays, read_arrays
 from csip.joints import KINECT20
 from csip.types import FloatArray, IntArray
 
@@ -70,17 +71,23 @@ class KinectSequence:
         return (int(self.frame_index[left[0]]), int(self.frame_index[left[-1]])) if len(left) else None
 
 
-def read_folders(kinect: KinectSet, root: Path, source: str) -> Benchmark:
-    """Read the skeleton files of a data set as it is distributed, and describe it.
+def read_kinect(kinect: KinectSet, root: Path, source: str) -> Benchmark:
+    """Read a data set as it is distributed, or TranSG's arrays of it, and describe it.
 
     Args:
         kinect: which data set.
-        root: absolute; holds the sessions' folders.
+        root: folder of the sessions' folders; or of TranSG's arrays, see `find_arrays`.
         source: as the user named it.
 
     Raises:
         SourceError: the copy is not what it should be; one message lists everything that is wrong.
     """
+    root = root.absolute()
+    arrays = find_arrays(kinect, root, source)
+    return _read_folders(kinect, root, source) if arrays is None else read_arrays(kinect, arrays, source)
+
+
+def _read_folders(kinect: KinectSet, root: Path, source: str) -> Benchmark:
     findings, folders = Findings(source), Folders(root)
     people = {session.word: _find_people(kinect, session, folders, findings) for session in kinect.sessions}
     check_people(kinect, people, findings)

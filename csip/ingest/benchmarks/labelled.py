@@ -9,7 +9,7 @@ from typing import Final
 from csip.config import ExtractConfig, RuntimeConfig, digest
 from csip.errors import SourceError
 from csip.ingest.benchmarks.checking import Findings
-from csip.ingest.benchmarks.crops import SidecarSkeletons, SkeletonSource
+from csip.ingest.benchmarks.crops import SkeletonSource
 from csip.ingest.benchmarks.labelled_folder import list_folder
 from csip.ingest.benchmarks.labelled_identities import IDENTITIES
 from csip.ingest.benchmarks.labelled_index import SUFFIXES
@@ -78,7 +78,7 @@ def _list(
     findings: Findings,
 ) -> Listing:
     """Tell the three forms apart, and list the tracklets of the one there is."""
-    sidecars = config.benchmark.skeleton_folder if isinstance(skeletons, SidecarSkeletons) else ""
+    sidecars = config.benchmark.skeleton_folder if skeletons.reads_sidecars else ""
     root = path if path.is_dir() else path.parent
     identities = [root / name for name in IDENTITIES if (root / name).is_file() and path in (root, root / name)]
     if len(identities) > 1:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from csip.config import digest
 from csip.ingest.benchmarks.checking import Findings, Folders
-from csip.ingest.benchmarks.crops import MEDIA_TYPES, WITHOUT_SIDECARS, CropFile, SkeletonSource, load_crops
+from csip.ingest.benchmarks.crops import MEDIA_TYPES, CropFile, SkeletonSource, load_crops, require_sidecars
 from csip.ingest.benchmarks.labelled_people import Labels, natural, number_cameras
 from csip.ingest.benchmarks.records import BenchmarkTracklet
 from csip.types import IntArray
@@ -149,9 +149,10 @@ class Pictures:
             return (labels.role, labels.pid, camids[labels.camera], natural(labels.tracklet))
 
         self._tracklets.sort(key=place)
-        if self._sidecars and self._tracklets and not any(one.has_sidecar.any() for one in self._tracklets):
+        if self._sidecars and self._tracklets:
             expected = f"{self._sidecars}: expected files such as {self._sidecar(self._example())}"
-            self._findings.add("skeleton folders without a file of any picture", f"{expected}; {WITHOUT_SIDECARS}")
+            found = any(one.has_sidecar.any() for one in self._tracklets)
+            require_sidecars(found, expected, self._findings)
 
     def _example(self) -> str:
         return next((path for one in self._tracklets for path in one.paths), "train/0001/1/1/000001.jpg")

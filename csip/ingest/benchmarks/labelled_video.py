@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from csip.config import digest
 from csip.ingest.benchmarks.checking import Findings, Folders
-from csip.ingest.benchmarks.crops import WITHOUT_SIDECARS, CropFile, SkeletonSource
+from csip.ingest.benchmarks.crops import CropFile, SkeletonSource, require_sidecars
 from csip.ingest.benchmarks.labelled_cutting import Cutter, Track
 from csip.ingest.benchmarks.labelled_identities import VideoTracklet, read_identities
 from csip.ingest.benchmarks.labelled_people import Labels
@@ -142,10 +142,9 @@ def _look_beside(root: Path, sidecars: str, tracklets: Sequence[VideoTracklet], 
                 sizes[path] = beside[f"{frame}.json"]
                 if sizes[path] == 0:
                     findings.add("empty side-car files", f"{path}: found 0 bytes")
-    if tracklets and not sizes:
-        expected = _sidecar(sidecars, tracklets[0], int(tracklets[0].frame_index[0]))
-        told = f"{root}: expected files such as {expected}; {WITHOUT_SIDECARS}"
-        findings.add("skeleton folders without a file of any frame", told)
+    if tracklets:
+        example = _sidecar(sidecars, tracklets[0], int(tracklets[0].frame_index[0]))
+        require_sidecars(bool(sizes), f"{root}: expected files such as {example}", findings, of="frame")
     return sizes
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from csip.config import BenchmarkConfig, digest
 from csip.ingest.benchmarks.checking import Findings
-from csip.ingest.benchmarks.crops import WITHOUT_SIDECARS, CropFile, SidecarSkeletons, SkeletonSource, load_crops
+from csip.ingest.benchmarks.crops import CropFile, SkeletonSource, load_crops, require_sidecars
 from csip.ingest.benchmarks.lsvid_index import JUNK, Line, LsvidIndex, read_index
 from csip.ingest.benchmarks.lsvid_pictures import Look, Pictures, stem_of
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
@@ -43,7 +43,7 @@ def lsvid(root: Path, source: str, skeletons: SkeletonSource, config: BenchmarkC
         SourceError: the copy is not what it should be; one message lists everything that is wrong.
     """
     root = root.absolute()
-    sidecars = config.skeleton_folder if isinstance(skeletons, SidecarSkeletons) else ""
+    sidecars = config.skeleton_folder if skeletons.reads_sidecars else ""
     findings = Findings(source)
     index = read_index(root, findings)
     look = Look(root, sidecars, findings)
@@ -53,9 +53,10 @@ def lsvid(root: Path, source: str, skeletons: SkeletonSource, config: BenchmarkC
         look.at_folder(folder, list(together))
     look.at_rest({line.folder for line in lines})
     _check_cameras(index, look.pictures, findings)
-    if sidecars and not any(one.has_sidecar.any() for one in look.pictures.values()):
+    if sidecars:
         expected = f"{root / sidecars}: expected files such as tracklet_train/0001/NAME.json for NAME.jpg"
-        findings.add("skeleton folders without a file of any picture", f"{expected}; {WITHOUT_SIDECARS}")
+        found = any(one.has_sidecar.any() for one in look.pictures.values())
+        require_sidecars(found, expected, findings)
     findings.refuse(_ADVICE)
     content = digest("lsvid", LSVID_VERSION, index.digest, look.folders.digest(), skeletons.digest)
     rows = _split_rows(index, look.pictures, content[:12])

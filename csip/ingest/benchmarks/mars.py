@@ -14,14 +14,7 @@ import numpy.typing as npt
 
 from csip.config import BenchmarkConfig, digest
 from csip.ingest.benchmarks.checking import Findings, Folders
-from csip.ingest.benchmarks.crops import (
-    WITHOUT_SIDECARS,
-    CropFile,
-    NoSkeletons,
-    SidecarSkeletons,
-    SkeletonSource,
-    load_crops,
-)
+from csip.ingest.benchmarks.crops import CropFile, SkeletonSource, load_crops, require_sidecars
 from csip.ingest.benchmarks.mars_index import DISTRACTOR, JUNK, Half, MarsIndex, read_index
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
 from csip.protocols import MARS
@@ -47,30 +40,30 @@ class _Pictures:
     spare: int
 
 
-def mars(root: Path, source: str, skeletons: SkeletonSource | None, config: BenchmarkConfig) -> Benchmark:
+def mars(root: Path, source: str, skeletons: SkeletonSource, config: BenchmarkConfig) -> Benchmark:
     """Check a copy of MARS and describe it; no picture is read yet, but each is looked for.
 
     Args:
         root: folder of bbox_train, bbox_test and info, and of the side-car files where there are any.
         source: as the user named it.
-        skeletons: where they come from; None for none.
+        skeletons: where they come from.
         config: how the folder becomes rows.
 
     Raises:
         SourceError: the copy is not what it should be; one message lists everything that is wrong.
     """
     root = root.absolute()
-    skeletons = NoSkeletons() if skeletons is None else skeletons
-    sidecars = config.skeleton_folder if isinstance(skeletons, SidecarSkeletons) else ""
+    sidecars = config.skeleton_folder if skeletons.reads_sidecars else ""
     findings = Findings(source)
     _check_places(root, findings)
     index = read_index(root / "info", findings)
     folders = Folders(root)
     halves = {half.name: half for half in (index.train, index.test)}
     seen = {half.name: _look(half, folders, sidecars, findings) for half in halves.values()}
-    if sidecars and not any(one.has_sidecar.any() for one in seen.values()):
+    if sidecars:
         expected = f"{root / sidecars}: expected files such as bbox_train/0001/0001C1T0001F001.json"
-        findings.add("skeleton folders without a file of any picture", f"{expected}; {WITHOUT_SIDECARS}")
+        found = any(one.has_sidecar.any() for one in seen.values())
+        require_sidecars(found, expected, findings)
     findings.refuse(
         "Unpack bbox_train and bbox_test of MARS again, and check that the disk was not full. Extract bad side-car "
         "files again, or remove them: their frames then count as frames without skeleton."

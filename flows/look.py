@@ -1,0 +1,47 @@
+"""The commands that only look, and run neither a flow nor a network: `csip check`, `config` and `lineage`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.text import Text
+
+from csip.config import Experiment, to_plain
+from csip.ingest.check import check_sources
+from csip.lineage import History
+from csip.origins import leaves
+from flows import terminal
+
+
+def check(sources: tuple[str, ...], experiment: Experiment, *, as_json: bool) -> None:
+    """Look at a source and say what is in it, or what is wrong with it."""
+    counts = check_sources(sources, experiment.extract, experiment.runtime)
+    if as_json:
+        terminal.show_json(counts)
+    else:
+        terminal.OUT.print(
+            terminal.facts("Nothing wrong", [(name.replace("_", " "), value) for name, value in counts.items()])
+        )
+
+
+def show_config(experiment: Experiment, origins: Mapping[str, str], *, as_json: bool) -> None:
+    """Print every number of a recipe, one a line, in the spelling that --set takes, and where it comes from."""
+    if as_json:
+        terminal.show_json({"values": to_plain(experiment), "sources": dict(origins)})
+        return
+    lines = {}
+    for name, value in leaves(experiment).items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        lines[name] = f"{name}={text.lower() if value is None or isinstance(value, bool) else text}"
+    width = max(map(len, lines.values()))
+    for name, line in lines.items():
+        terminal.OUT.print(Text.assemble(line.ljust(width), (f"  # {origins[name]}", "dim")))
+
+
+def lineage(ref: str, store: str, *, as_json: bool) -> None:
+    """Print what a thing was made from."""
+    node = History(store).find(ref)
+    if as_json:
+        terminal.show_json(to_plain(node))
+    else:
+        terminal.show_lineage(node)
