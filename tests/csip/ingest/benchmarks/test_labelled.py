@@ -42,6 +42,7 @@ class CornersOfCrops:
     """Stands in for a pose model: the first joint lies in a crop's left upper corner, the second in the other one."""
 
     layout, digest, extractor = COCO17.name, "corners", {"name": "corners"}
+    reads_sidecars = False
 
     def __call__(self, files, images):
         keypoints = np.zeros((len(files), 17, 3), np.float32)
