@@ -57,6 +57,10 @@ class RuntimeConfig:
         pose_batch: frames a pose-model call.
         encode_batch: crops an image-encoder call outside training.
         decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files.
+        decode_stall_seconds: a decoder that gives no sign of life for this long is killed, and its video left out.
+        decode_limit_seconds: how long a video's decoder is waited for in all, at least; what the pose model takes
+            meanwhile does not count.
+        decode_limit_factor: and this many seconds more for every second of the video.
         workers: processes that read and augment training clips, for each training process; 0 does it in that one.
         processes: training processes on this machine, one a device; a batch is shared among them. With dropout on,
             each draws its own masks, so that another number of them gives other (equally good) weights.
@@ -74,6 +78,9 @@ class RuntimeConfig:
     pose_batch: int = 4
     encode_batch: int = 256
     decode_threads: int = 2
+    decode_stall_seconds: float = 300.0
+    decode_limit_seconds: float = 600.0
+    decode_limit_factor: float = 20.0
     workers: int = 0
     processes: int = 1
     threads: int = 0
@@ -86,7 +93,8 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         _in_range(self, pose_batch=(1, 4096), encode_batch=(1, 65536), decode_threads=(1, 256), workers=(0, 256))
         _in_range(self, processes=(1, 1024), threads=(0, 4096), save_seconds=(0, _MANY), stop_seconds=(0, 3600))
-        _in_range(self, video_batch_seconds=(1, _MANY), stall_seconds=(1, _MANY))
+        _in_range(self, video_batch_seconds=(1, _MANY), stall_seconds=(1, _MANY), decode_stall_seconds=(0.1, 86_400))
+        _in_range(self, decode_limit_seconds=(0.1, _MANY), decode_limit_factor=(0, _MANY))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,8 @@ _CUT_SECONDS, _CUT_SHARE = 2.0, 0.02
 # Titles and comments are in whatever code the recorder had; nobody reads them here, and PyAV would fail on them.
 _METADATA = "replace"
 
+_BLOCK = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
@@ -77,8 +79,12 @@ class VideoInfo:
     duration: float
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
-class _Scan:
+class Scan:
     """The container's own account of the video stream.
 
     Attributes:
@@ -98,6 +104,11 @@ class _Scan:
     tick: float
     missing: int
     distrust: str
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame's start to the last one's end."""
+        return float((self.pts[-1] - self.pts[0]) * self.tick + 1 / self.fps)
 
 
 def find_videos(source: Path) -> list[Path]:
@@ -145,20 +156,26 @@ def _warn_unreadable(error: OSError) -> None:
     _log.warning("A folder cannot be read and is passed over: %s", error)
 
 
-def probe(path: Path) -> VideoInfo:
+def probe(path: Path, alive: Callable[[], None] = _nothing) -> VideoInfo:
     """Read a file's packets, without decoding more than one frame, and digest its bytes.
+
+    Args:
+        path: the video file.
+        alive: called again and again while the file is read.
 
     Raises:
         VideoError: the file is missing, empty, unreadable, no video, or has no video stream.
     """
-    scan = _scan(path)
+    scan = open_video(path, alive)
+    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    duration = float((scan.pts[-1] - scan.pts[0]) * scan.tick + 1 / scan.fps)
-    size = path.stat().st_size
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+            alive()
     return VideoInfo(
         path,
-        sha256,
+        digest.hexdigest(),
         size,
         scan.codec,
         scan.width,
@@ -166,7 +183,7 @@ def probe(path: Path) -> VideoInfo:
         scan.fps,
         num_frames=len(scan.pts),
         announced_frames=len(scan.pts) + scan.missing,
-        duration=duration,
+        duration=scan.duration,
     )
 
 
@@ -187,27 +204,18 @@ def read_frames(path: Path, *, batch: int, threads: int) -> Iterator[Frames]:
     """
     if batch < 1 or threads < 1:
         raise ValueError(f"read_frames: got batch {batch} and threads {threads}, expected 1 or more of each.")
-    scan = _scan(path)
-    read = 0
-    # decord takes 0 for "as many as there are", and then fails on healthy VP9: the count is always given.
-    for frames in _in_batches(_decode(path, scan, threads), batch):
-        read += len(frames)
-        yield frames
-    expected = len(scan.pts) + scan.missing
-    if read < expected:
-        raise VideoError(
-            f"{path}: read {read} of {expected} frames; the file is damaged or was cut off. "
-            "What was read is kept; copy or record the video again to get the rest."
-        )
-
-
-def _in_batches(images: Iterable[tuple[int, float, Image]], batch: int) -> Iterator[Frames]:
+    images = read_images(path, open_video(path), threads)
     held: list[tuple[int, float, Image]] = []
-    for item in images:
-        held.append(item)
-        if len(held) == batch:
+    try:
+        for item in images:
+            held.append(item)
+            if len(held) == batch:
+                yield _stack(held)
+                held.clear()
+    except VideoError:
+        if held:
             yield _stack(held)
-            held.clear()
+        raise
     if held:
         yield _stack(held)
 
@@ -217,15 +225,42 @@ def _stack(items: list[tuple[int, float, Image]]) -> Frames:
     return Frames(np.stack(pixels), np.array(index, dtype=np.int64), np.array(time, dtype=np.float64))
 
 
-def _decode(path: Path, scan: _Scan, threads: int) -> Iterator[tuple[int, float, Image]]:
+def read_images(
+    path: Path, scan: Scan, threads: int, alive: Callable[[], None] = _nothing
+) -> Iterator[tuple[int, float, Image]]:
+    """Give (frame index, seconds, (H, W, 3) RGB) of every frame that decodes.
+
+    Args:
+        path: the video file.
+        scan: of the same file.
+        threads: decoding threads.
+        alive: called again and again while frames are decoded that nobody gets.
+
+    Raises:
+        VideoError: fewer frames decoded than the container announces.
+    """
+    read = 0
+    for item in _decode(path, scan, threads, alive):
+        read += 1
+        yield item
+    expected = len(scan.pts) + scan.missing
+    if read < expected:
+        raise VideoError(
+            f"{path}: read {read} of {expected} frames; the file is damaged or was cut off. "
+            "What was read is kept; copy or record the video again to get the rest."
+        )
+
+
+def _decode(path: Path, scan: Scan, threads: int, alive: Callable[[], None]) -> Iterator[tuple[int, float, Image]]:
     """Give (frame index, seconds, (H, W, 3) RGB) of every frame, from decord as far as it can be trusted."""
     why, done = scan.distrust, 0
     if not why:
         decord.logging.set_level(decord.logging.QUIET)
         try:
+            # It takes 0 for "as many as there are", and then fails on healthy VP9: the count is always given.
             reader = decord.VideoReader(str(path), num_threads=threads)
             if len(reader) == len(scan.pts):
-                for image in _without_padding(_decord_images(reader), path):
+                for image in _without_padding(_decord_images(reader), path, alive):
                     yield done, float(scan.pts[done] * scan.tick), image
                     done += 1
             else:
@@ -236,7 +271,7 @@ def _decode(path: Path, scan: _Scan, threads: int) -> Iterator[tuple[int, float,
         why = "decord ended early"
     if why:
         _log.warning("%s: from frame %d on PyAV decodes, because %s.", path, done, why)
-        yield from _pyav_images(path, scan, threads, done)
+        yield from _pyav_images(path, scan, threads, done, alive)
 
 
 def _decord_images(reader: decord.VideoReader) -> Iterator[Image]:
@@ -248,7 +283,7 @@ def _decord_images(reader: decord.VideoReader) -> Iterator[Image]:
         yield image.asnumpy()
 
 
-def _without_padding(images: Iterator[Image], path: Path) -> Iterator[Image]:
+def _without_padding(images: Iterator[Image], path: Path, alive: Callable[[], None]) -> Iterator[Image]:
     """Drop the copies of the last picture that decord puts in the place of frames it could not decode.
 
     Identical pictures are normal in still scenes. Only where a video ends on some are its frames counted with PyAV.
@@ -265,12 +300,12 @@ def _without_padding(images: Iterator[Image], path: Path) -> Iterator[Image]:
         yield image
         given, copies, last = given + 1, 0, image
     if last is not None and copies:
-        real = sum(1 for _ in _pyav_frames(path, threads=1))
+        real = sum(1 for _ in _pyav_frames(path, 1, alive))
         for _ in range(min(copies, real - given)):
             yield last
 
 
-def _pyav_frames(path: Path, threads: int) -> Iterator[av.VideoFrame]:
+def _pyav_frames(path: Path, threads: int, alive: Callable[[], None]) -> Iterator[av.VideoFrame]:
     """Decode with PyAV, past packets that do not decode."""
     with av.open(str(path), metadata_errors=_METADATA) as container:
         stream = container.streams.video[0]
@@ -283,6 +318,7 @@ def _pyav_frames(path: Path, threads: int) -> Iterator[av.VideoFrame]:
                 packet = next(packets, None)
                 if packet is None:
                     return
+                alive()
                 yield from packet.decode()
             except av.error.InvalidDataError:
                 continue
@@ -291,10 +327,12 @@ def _pyav_frames(path: Path, threads: int) -> Iterator[av.VideoFrame]:
                 return
 
 
-def _pyav_images(path: Path, scan: _Scan, threads: int, first: int) -> Iterator[tuple[int, float, Image]]:
+def _pyav_images(
+    path: Path, scan: Scan, threads: int, first: int, alive: Callable[[], None]
+) -> Iterator[tuple[int, float, Image]]:
     """As `_decode`, from frame index `first` on. A frame is named by its time, so a lost one shifts no other."""
     index = -1
-    for frame in _pyav_frames(path, threads):
+    for frame in _pyav_frames(path, threads, alive):
         after = index + 1
         if scan.timed and frame.pts is not None:
             after = max(after, int(np.searchsorted(scan.pts, frame.pts)))
@@ -306,7 +344,7 @@ def _pyav_images(path: Path, scan: _Scan, threads: int, first: int) -> Iterator[
             yield index, float(time * scan.tick), _upright(frame, scan)
 
 
-def _upright(frame: av.VideoFrame, scan: _Scan) -> Image:
+def _upright(frame: av.VideoFrame, scan: Scan) -> Image:
     """(H, W, 3) RGB, turned by the rotation the container asks for, as decord does by itself."""
     turns = round(frame.rotation / 90) % 4
     width, height = (scan.height, scan.width) if turns % 2 else (scan.width, scan.height)
@@ -314,7 +352,7 @@ def _upright(frame: av.VideoFrame, scan: _Scan) -> Image:
     return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
 
 
-def _scan(path: Path) -> _Scan:
+def open_video(path: Path, alive: Callable[[], None] = _nothing) -> Scan:
     """Read every packet of the first video stream, and decode one frame for its shape.
 
     Raises:
@@ -330,7 +368,7 @@ def _scan(path: Path) -> _Scan:
             if not container.streams.video:
                 kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
                 raise VideoError(f"{path}: found {kinds}, expected a video stream. Leave the file out of the source.")
-            scan = _read_packets(container, path)
+            scan = _read_packets(container, path, alive)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(
             f"{path}: {size} bytes that cannot be read as a video ({error.strerror}); expected a complete file in a "
@@ -339,13 +377,13 @@ def _scan(path: Path) -> _Scan:
     return scan
 
 
-def _read_packets(container: av.container.InputContainer, path: Path) -> _Scan:
+def _read_packets(container: av.container.InputContainer, path: Path, alive: Callable[[], None]) -> Scan:
     stream = container.streams.video[0]
     codec = stream.codec_context.codec.canonical_name
     # In other containers decord loses the first group of pictures and repeats the last frame as often.
     indexed = not _INDEXED.isdisjoint(container.format.name.split(","))
-    packets, end = _shown_packets(container, indexed)
-    frame = next(_pyav_frames(path, threads=1), None)
+    packets, end = _shown_packets(container, indexed, alive)
+    frame = next(_pyav_frames(path, 1, alive), None)
     if not packets or frame is None:
         raise VideoError(
             f"{path}: found a {codec} stream of {len(packets)} packets, none of which decodes; expected at "
@@ -359,7 +397,7 @@ def _read_packets(container: av.container.InputContainer, path: Path) -> _Scan:
     span = float(ticks[-1] - ticks[0]) * tick
     fps = round((len(ticks) - 1) / span, 6) if span > 0 else rate
     # Of an edit list's hidden packets the demuxer gives some only.
-    held = _count_packets(path) if indexed and stream.frames > len(packets) else len(packets)
+    held = _count_packets(path, alive) if indexed and stream.frames > len(packets) else len(packets)
     missing = max(stream.frames - held, 0) if indexed else 0
     if indexed and not stream.frames and container.duration:
         left = container.duration / av.time_base - end
@@ -374,16 +412,17 @@ def _read_packets(container: av.container.InputContainer, path: Path) -> _Scan:
     turned = round(frame.rotation / 90) % 2 == 1
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
     why = "; ".join(reason for reason, holds in distrust.items() if holds)
-    return _Scan(codec, width, height, fps, ticks, timed, tick, missing, why)
+    return Scan(codec, width, height, fps, ticks, timed, tick, missing, why)
 
 
 def _shown_packets(
-    container: av.container.InputContainer, indexed: bool
+    container: av.container.InputContainer, indexed: bool, alive: Callable[[], None]
 ) -> tuple[list[tuple[int | None, int | None]], float]:
     """List (pts, dts) of the packets whose frames are shown, and when the last packet of any stream ends, seconds."""
     packets: list[tuple[int | None, int | None]] = []
     end, joined, first = 0.0, indexed, None
     for packet in container.demux():
+        alive()
         if packet.pts is not None and packet.time_base:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream != container.streams.video[0] or not packet.size or packet.is_discard:
@@ -398,7 +437,11 @@ def _shown_packets(
     return packets, end
 
 
-def _count_packets(path: Path) -> int:
+def _count_packets(path: Path, alive: Callable[[], None]) -> int:
     """Count the packets in the file, those that an edit list hides among them."""
     with av.open(str(path), metadata_errors=_METADATA, options={"ignore_editlist": "1"}) as container:
-        return sum(1 for packet in container.demux(video=0) if packet.size)
+        count = 0
+        for packet in container.demux(video=0):
+            alive()
+            count += packet.size > 0
+        return count

@@ -266,8 +266,8 @@ def test_padding_in_the_place_of_lost_frames_is_not_passed_on(tmp_path, monkeypa
 
     monkeypatch.setattr(video, "_decord_images", padded)
 
-    def short(path, threads, give=video._pyav_frames):
-        return itertools.islice(give(path, threads), 25)
+    def short(path, threads, alive, *, give=video._pyav_frames):
+        return itertools.islice(give(path, threads, alive), 25)
 
     monkeypatch.setattr(video, "_pyav_frames", short)
     stamps, _, _, error = read_all(path)
