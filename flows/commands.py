@@ -329,7 +329,7 @@ def _video_rows(counts: Mapping[str, Any], listed: Mapping[str, Any]) -> list[tu
     ]
     if failed:
         rows.append(("videos left out", f"{failed} that could not be decoded; the table `videos` says why"))
-    for name in ("unreadable_files", "duplicate_files"):
+    for name in ("unreadable_files", "unreadable_folders", "duplicate_files"):
         if listed[name]:
             rows.append((name.replace("_", " "), listed[name]))
     rows += [(f"  {key}", value) for key, value in listed.items() if key.startswith("unreadable ")]

@@ -33,7 +33,8 @@ MAY_IMPORT = {
 DOORS = {
     "prefect": ("flows/*.py",),
     "decord": ("csip/ingest/video.py",),
-    "av": ("csip/ingest/video.py",),
+    # Opening and decoding in the one, reading packets in the other.
+    "av": ("csip/ingest/container.py", "csip/ingest/scan.py"),
     "ultralytics": ("csip/ingest/pose.py", "csip/ingest/track.py"),
     "lance": ("csip/tables.py",),
     "timm": ("csip/models/image_encoder.py",),

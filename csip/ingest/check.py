@@ -5,8 +5,8 @@ from __future__ import annotations
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, VideoError
 from csip.ingest.benchmarks.importing import count_benchmark, is_benchmark, open_benchmark
-from csip.ingest.sources import expand
-from csip.ingest.video import probe
+from csip.ingest.decoder import Decoder
+from csip.ingest.sources import expand_all
 
 _SHOWN = 20
 
@@ -30,17 +30,19 @@ def check_sources(sources: tuple[str, ...], config: ExtractConfig, runtime: Runt
     """
     if is_benchmark(sources):
         return count_benchmark(open_benchmark(sources[0], config, runtime))
-    files = [one.path for source in sources for one in expand(source, "")]
-    wrong: list[str] = []
+    found = expand_all(sources, "")
+    files = [one.path for one in found.files]
+    wrong = list(found.closed)
     seconds, shas = 0.0, set()
-    for path in files:
-        try:
-            info = probe(path)
-        except VideoError as error:
-            wrong.append(str(error))
-            continue
-        seconds += info.duration
-        shas.add(info.sha256)
+    with Decoder(runtime) as decoder:
+        for path in files:
+            try:
+                info = decoder.probe(path)
+            except VideoError as error:
+                wrong.append(str(error))
+                continue
+            seconds += info.duration
+            shas.add(info.sha256)
     if wrong:
         listed = "".join(f"\n  {one}" for one in wrong[:_SHOWN])
         raise SourceError(

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from csip.config import RuntimeConfig
 from csip.errors import StageError, VideoError
+from csip.ingest.container import spell
 from csip.ingest.video import VideoInfo
 from csip.types import Frames
 
@@ -148,10 +149,10 @@ class Decoder:
             for answer in self._child.ask(path, request, limit, self._runtime.decode_limit_factor):
                 yield answer
                 if self._open is not mine:
-                    raise ValueError(f"Decoder: another reading was begun before that of {path} was at its end.")
+                    raise ValueError(f"Decoder: another reading was begun before that of {spell(path)} was at its end.")
         except _BrokenError as error:
             self.close()
-            raise VideoError(f"{path}: {error}") from None
+            raise VideoError(f"{spell(path)}: {error}") from None
         except GeneratorExit:
             # A new process costs less than finding out how far this one is.
             if self._open is mine:

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from csip.errors import VideoError
-from csip.ingest.video import open_video, probe, read_images
+from csip.ingest.scan import scan_video
+from csip.ingest.video import probe, read_images
 
 _SECONDS_BETWEEN_SIGNS = 1.0
 _MOST_MEMORY = 256_000_000  # bytes of the ring, where two frames leave a choice
@@ -99,8 +100,9 @@ def serve(parent: Parent, memory: int) -> None:
 
 def _give_frames(parent: Parent, memory: int, path: Path, request: dict[str, Any]) -> None:
     """Decode, and put every wanted frame into the ring's next slot as soon as that is free."""
-    scan = open_video(path, parent.alive)
-    start, stop, stride = request["start"], request["stop"], request["stride"]
+    scan = scan_video(path, parent.alive)
+    stop = sys.maxsize if request["stop"] is None else request["stop"]
+    wanted = range(request["start"], stop, request["stride"])
     shape = (scan.height, scan.width, 3)
     size = int(np.prod(shape))
     slots = max(2, min(_BATCHES_AHEAD * request["batch"], _MOST_MEMORY // size))
@@ -110,12 +112,7 @@ def _give_frames(parent: Parent, memory: int, path: Path, request: dict[str, Any
     parent.send("opened", opened)
     sent, free = 0, slots
     try:
-        for index, at, picture in read_images(path, scan, request["threads"], parent.alive):
-            if stop is not None and index >= stop:
-                break
-            if index < start or (index - start) % stride:
-                parent.alive()
-                continue
+        for index, at, picture in read_images(path, scan, request["threads"], wanted, parent.alive):
             while not free:
                 parent.receive()
                 free += 1

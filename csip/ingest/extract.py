@@ -28,7 +28,7 @@ def extract_videos(
 ) -> Stage[tuple[ExtractedVideo, ...]]:
     """Stage `extract_videos`: detect, track and cut out the people of a batch of videos, a commit each.
 
-    A video that cannot be decoded is recorded as failed with its reason and stops none of the others; one that breaks
+    A video that cannot be decoded is quarantined with its reason and stops none of the others; one that breaks
     off is kept as far as it goes and recorded as partial.
     """
     digests = extract_digests(config)
@@ -48,7 +48,7 @@ def extract_videos(
             yield from detect_video(video, info, config, digests, runtime, out, models)
             run = yield from track_video(video, info, config, digests, runtime, out)
         except VideoError as error:
-            record_video(out.store, Path(video.path), None, "failed", str(error), 0)
+            record_video(out.store, Path(video.path), None, "quarantined", str(error), 0)
             totals["failed"] = int(totals["failed"]) + 1
             _LOG.warning("Left out: %s", error)
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -81,7 +82,7 @@ def record_video(store: str, path: Path, info: VideoInfo | None, status: str, re
     sha, size = (info.sha256, info.bytes) if info else _content(path)
     row = {
         "video_sha": sha,
-        "path": str(path.resolve()),
+        "path": os.path.realpath(path).encode(errors="backslashreplace").decode(),
         "bytes": size,
         "codec": info.codec if info else "",
         "width": info.width if info else 0,
@@ -102,7 +103,7 @@ def _content(path: Path) -> tuple[str, int]:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
     except OSError:
-        return hashlib.sha256(str(path).encode()).hexdigest(), 0
+        return hashlib.sha256(os.fsencode(path)).hexdigest(), 0
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,18 @@ from pathlib import Path
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, VideoError
+from csip.ingest.container import spell
+from csip.ingest.decoder import Decoder
 from csip.ingest.records import extract_digests, finished_videos, record_video
-from csip.ingest.video import VideoInfo, find_videos, probe
+from csip.ingest.video import VideoInfo
 from csip.types import Outcome, Output, Progress, SourceVideo, Stage, VideoList
+
+VIDEO_SUFFIXES = (
+    *(".264", ".3gp", ".asf", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+_ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst")
+_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,14 @@ class Named:
     plain: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files that sources named, and the folders among them that could not be looked into, with the reason."""
+
+    files: tuple[Named, ...]
+    closed: tuple[str, ...]
+
+
 def list_videos(
     out: Output, sources: tuple[str, ...], camera: str, config: ExtractConfig, runtime: RuntimeConfig
 ) -> Stage[VideoList]:
@@ -31,47 +49,50 @@ def list_videos(
 
     Args:
         out: the store.
-        sources: videos, folders of videos, or manifests (a .csv with the columns path and camera).
+        sources: videos, folders of videos, or manifests (a .csv with the columns path and camera). What is no readable
+            video is quarantined: it has a row in `videos` that says why, and stops none of the others.
         camera: the name of the camera that took all of them; empty: every file is a camera of its own.
         config: decides, with the video's content, whether a video is done.
-        runtime: how videos are batched.
+        runtime: how videos are batched, and how long their decoder is waited for.
 
     Raises:
         SourceError: a source names nothing to read, or no file in them is a video.
     """
     tables.prepare_store(out.store)
-    named = _tell_apart([one for source in sources for one in expand(source, camera)], by_name=not camera)
+    found = expand_all(sources, camera)
     digests = extract_digests(config)
     done = finished_videos(out.store, digests.track)
     videos: dict[str, SourceVideo] = {}
     reasons: list[str] = []
     duplicates = 0
-    for i, one in enumerate(named):
-        yield Progress("list_videos", i, len(named), "files")
-        try:
-            info = probe(one.path)
-        except VideoError as error:
-            reasons.append(str(error))
-            record_video(out.store, one.path, None, "failed", str(error), 0)
-            continue
-        duplicates += info.sha256 in videos
-        videos.setdefault(info.sha256, _known(info, one.camera))
-    yield Progress("list_videos", len(named), len(named), "files")
+    with Decoder(runtime) as decoder:
+        for i, one in enumerate(found.files):
+            yield Progress("list_videos", i, len(found.files), "files")
+            try:
+                info = decoder.probe(one.path)
+            except VideoError as error:
+                reasons.append(str(error))
+                record_video(out.store, one.path, None, "quarantined", str(error), 0)
+                continue
+            duplicates += info.sha256 in videos
+            videos.setdefault(info.sha256, _known(info, one.camera))
+    yield Progress("list_videos", len(found.files), len(found.files), "files")
     if not videos:
         raise SourceError(
-            f"Found {len(named)} files, none of them a readable video. The first: {reasons[0]} "
+            f"Found {len(found.files)} files, none of them a readable video. The first: {reasons[0]} "
             "Expected at least one video that FFmpeg can read."
         )
     every = tuple(videos[sha] for sha in sorted(videos))
     todo = [video for video in every if video.video_sha not in done]
     listed = VideoList(every, _batches(todo, runtime.video_batch_seconds), digests.track)
     counts = {
-        "files": len(named),
+        "files": len(found.files),
         "videos": len(every),
         "already_extracted": len(every) - len(todo),
         "duplicate_files": duplicates,
         "unreadable_files": len(reasons),
-        **{f"unreadable {i}": reason for i, reason in enumerate(reasons[:20], 1)},
+        "unreadable_folders": len(found.closed),
+        **{f"unreadable {i}": reason for i, reason in enumerate([*reasons, *found.closed][:_SHOWN], 1)},
     }
     return Outcome(listed, counts, digests.weights)
 
@@ -83,9 +104,9 @@ def _tell_apart(named: list[Named], *, by_name: bool) -> list[Named]:
     files: dict[str, set[Path]] = {}
     for one in named:
         if one.plain:
-            files.setdefault(one.camera, set()).add(one.path.resolve())
+            files.setdefault(one.camera, set()).add(_real(one.path))
     return [
-        Named(one.path, one.path.resolve().with_suffix("").as_posix(), plain=True)
+        Named(one.path, _real(one.path).with_suffix("").as_posix(), plain=True)
         if one.plain and len(files[one.camera]) > 1
         else one
         for one in named
@@ -93,29 +114,99 @@ def _tell_apart(named: list[Named], *, by_name: bool) -> list[Named]:
 
 
 def _known(info: VideoInfo, camera: str) -> SourceVideo:
-    return SourceVideo(info.sha256, str(info.path.resolve()), camera, info.duration)
+    return SourceVideo(info.sha256, str(_real(info.path)), camera, info.duration)
 
 
-def expand(source: str, camera: str) -> Iterator[Named]:
-    """Turn one source into the files it names.
+def _real(path: Path) -> Path:
+    """Follow links as far as they lead; `Path.resolve` raises where they lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
+def expand_all(sources: tuple[str, ...], camera: str) -> Found:
+    """Turn sources into the files they name, each with its camera.
+
+    Args:
+        sources: as for `list_videos`.
+        camera: of all of them; empty: every file is a camera of its own.
 
     Raises:
-        SourceError: no such path, an empty folder, or a manifest without the right columns.
+        SourceError: no such path, an empty folder, an archive, or a manifest without the right columns.
     """
+    closed: list[str] = []
+    named = [one for source in sources for one in _expand(source, camera, closed)]
+    return Found(tuple(_tell_apart(named, by_name=not camera)), tuple(closed))
+
+
+def _expand(source: str, camera: str, closed: list[str]) -> Iterator[Named]:
     try:
         path = Path(source).expanduser()
     except RuntimeError as error:  # no such user
         raise SourceError(f"{source}: {error} Expected a path; write it out in full.") from error
     if path.suffix.lower() == ".csv" and path.is_file():
-        yield from _read_manifest(path, camera)
+        yield from _read_manifest(path, camera, closed)
         return
     root = path if path.is_dir() else path.parent
-    for file in find_videos(path):
+    for file in find_videos(path, closed):
         # Below the folder that was named: cameras often write files of the same names into folders of their own.
         yield Named(file, camera or file.relative_to(root).with_suffix("").as_posix(), plain=not camera)
 
 
-def _read_manifest(path: Path, camera: str) -> Iterator[Named]:
+def find_videos(source: Path, closed: list[str]) -> list[Path]:
+    """List the videos a source names: the file itself, or every video in a folder and the folders below it.
+
+    Hidden files and folders are passed over; a folder reached twice through links counts once. What has a video's name
+    is listed, be it a dead link.
+
+    Args:
+        source: a file or a folder.
+        closed: is given what is wrong with folders that cannot be looked into.
+
+    Returns:
+        Paths in POSIX order, at least one.
+
+    Raises:
+        SourceError: there is no such path, it is an archive, or no video is in the folder.
+    """
+    if source.suffix.lower() in _ARCHIVES and source.is_file():
+        raise SourceError(
+            f"{spell(source)}: is an archive, expected videos. Archives are not opened here: unpack it where its "
+            "contents may lie, and name that folder."
+        )
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise SourceError(f"{spell(source)}: no such file or folder. Name a video, or a folder that holds videos.")
+    before = len(closed)
+
+    def note(error: OSError) -> None:
+        where = spell(Path(error.filename or source))
+        closed.append(f"{where}: the folder cannot be looked into ({error.strerror}) and is passed over.")
+
+    found: list[Path] = []
+    others, seen = 0, set()
+    for folder, inner, names in os.walk(source, followlinks=True, onerror=note):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in names:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in VIDEO_SUFFIXES:
+                others += 1
+            else:
+                found.append(path)
+    if not found:
+        raise SourceError(
+            f"{spell(source)}: found no videos, {others} other files and {len(closed) - before} folders that cannot be "
+            f"looked into; looked for names that end in {' '.join(VIDEO_SUFFIXES)}. Name a folder with videos, or a "
+            "video by its own path."
+        )
+    return sorted(found, key=Path.as_posix)
+
+
+def _read_manifest(path: Path, camera: str, closed: list[str]) -> Iterator[Named]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -131,7 +222,7 @@ def _read_manifest(path: Path, camera: str) -> Iterator[Named]:
     for number, line in enumerate(lines, 2):
         if not line["path"] or not (camera or line["camera"]):
             raise SourceError(f"Manifest {path}, line {number}: found {line}, expected a path and a camera.")
-        for video in find_videos(path.parent / line["path"]):
+        for video in find_videos(path.parent / line["path"], closed):
             yield Named(video, camera or line["camera"])
 
 

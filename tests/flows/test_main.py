@@ -333,7 +333,7 @@ def test_a_source_that_holds_no_video_cannot_be_built(command, unharmed, tmp_pat
     assert told in done.err
     listed = [row for row in rows(unharmed, "videos") if str(folder) in row["path"]]
     if make in (not_a_video, zero_bytes, sound):
-        assert [(row["status"], row["num_frames"]) for row in listed] == [("failed", 0)]
+        assert [(row["status"], row["num_frames"]) for row in listed] == [("quarantined", 0)]
         assert told in listed[0]["reason"]
     else:
         assert listed == []
@@ -345,7 +345,7 @@ def test_a_file_whose_index_was_cut_off_cannot_be_built(command, unharmed, tmp_p
     done = command("build-skeletons", cut, "--store", unharmed, *settings.extract)
     assert is_plain(done, "build-skeletons")
     assert f"cut.mp4: {cut.stat().st_size} bytes that cannot be read as a video" in done.err
-    assert [row["status"] for row in rows(unharmed, "videos", f"path = '{cut}'")] == ["failed"]
+    assert [row["status"] for row in rows(unharmed, "videos", f"path = '{cut}'")] == ["quarantined"]
 
 
 def test_a_fresh_process_says_a_users_mistake_in_one_message(fresh_command, server, tmp_path):
@@ -403,8 +403,8 @@ def test_each_offered_file_has_a_row_that_says_how_far_it_came(mixed):
     assert {name: status[name] for name in ("broken-off.mp4", "empty-street.mp4", "without-index.mp4", "zero.mp4")} == {
         "broken-off.mp4": "partial",
         "empty-street.mp4": "ok",
-        "without-index.mp4": "failed",
-        "zero.mp4": "failed",
+        "without-index.mp4": "quarantined",
+        "zero.mp4": "quarantined",
     }
     broken = found["broken-off.mp4"]
     assert 0 < broken["num_frames"] < 63

@@ -300,8 +300,8 @@ def test_a_video_that_fails_stops_none_of_the_others(extracted, replayed, street
     assert [one.video_sha for one in outcome.value] == [street.video_sha]
     rows = {Path(row["path"]).name: row for row in steps.rows(tmp_path / "store", "videos")["videos"]}
     assert {name: row["status"] for name, row in rows.items()} == {
-        "gone.mp4": "failed",
-        "text.mp4": "failed",
+        "gone.mp4": "quarantined",
+        "text.mp4": "quarantined",
         "street.mp4": "ok",
     }
     assert "no such file" in rows["gone.mp4"]["reason"]

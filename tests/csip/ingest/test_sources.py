@@ -13,7 +13,7 @@ from csip import tables
 from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, WeightsError
 from csip.ingest.records import Pass, extract_digests
-from csip.ingest.sources import expand, list_videos
+from csip.ingest.sources import expand_all, find_videos, list_videos
 from csip.types import SourceVideo
 
 CONFIG = ExtractConfig()
@@ -63,6 +63,7 @@ def test_a_folder_gives_each_video_once_and_counts_the_rest(listed, videos):
     # Each by its place below the folder: cameras write files of the same names into folders of their own.
     assert cameras(outcome) == {"b.mp4": "b", "a.mp4": "deep/a"}
     counts = {name: value for name, value in outcome.counts.items() if not name.startswith("unreadable ")}
+    assert counts.pop("unreadable_folders") == 0
     assert counts == {"files": 5, "videos": 2, "already_extracted": 0, "duplicate_files": 1, "unreadable_files": 2}
     reasons = [outcome.counts["unreadable 1"], outcome.counts["unreadable 2"]]
     assert "text.avi: 8 bytes that cannot be read" in reasons[0]
@@ -74,7 +75,7 @@ def test_a_file_that_cannot_be_read_has_a_row_that_says_why(listed, videos, out)
     _, outcome = listed(videos)
     rows = {Path(row["path"]).name: row for row in tables.read(tables.current(out.store, "videos")).to_pylist()}
     assert set(rows) == {"zero.mp4", "text.avi"}
-    assert {row["status"] for row in rows.values()} == {"failed"}
+    assert {row["status"] for row in rows.values()} == {"quarantined"}
     assert rows["text.avi"]["reason"] == outcome.counts["unreadable 1"]
     assert rows["text.avi"]["bytes"] == 8
 
@@ -130,7 +131,7 @@ def test_a_manifest_that_does_not_say_what_it_must_is_refused(listed, videos, te
     [
         ("nowhere", "nowhere: no such file or folder"),
         ("~nobody-of-this-name/videos", "~nobody-of-this-name/videos: Could not determine home directory"),
-        ("empty", "found no videos and 1 other files"),
+        ("empty", "found no videos, 1 other files"),
     ],
 )
 def test_a_source_that_names_nothing_is_refused(listed, tmp_path, monkeypatch, source, told):
@@ -144,7 +145,9 @@ def test_a_source_that_names_nothing_is_refused(listed, tmp_path, monkeypatch, s
 def test_a_file_whose_name_looks_like_a_benchmark_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mars:cam1.mp4").touch()
-    assert [(one.path.name, one.camera) for one in expand("mars:cam1.mp4", "")] == [("mars:cam1.mp4", "mars:cam1")]
+    assert [(one.path.name, one.camera) for one in expand_all(("mars:cam1.mp4",), "").files] == [
+        ("mars:cam1.mp4", "mars:cam1")
+    ]
 
 
 def test_files_of_which_none_is_a_video_are_refused_with_the_first_reason(listed, videos):
@@ -196,3 +199,33 @@ def test_a_source_video_is_known_by_its_absolute_path_and_length(listed, videos,
     assert isinstance(video, SourceVideo)
     assert video.path == str(videos / "b.mp4")
     assert video.duration == pytest.approx(1.0)
+
+
+def test_a_folder_gives_its_videos_in_order_and_nothing_else(tmp_path):
+    for name in ("b/z.MP4", "b/a.avi", "a.mkv", "c.txt", ".hidden.mp4", ".git/x.mp4", "b/._z.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_videos(tmp_path, []) == [tmp_path / "a.mkv", tmp_path / "b/a.avi", tmp_path / "b/z.MP4"]
+
+
+def test_a_file_gives_itself(tmp_path):
+    path = tmp_path / "recording.dat"
+    path.touch()
+    assert find_videos(path, []) == [path]
+
+
+def test_links_in_a_circle_end(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/v.mp4").touch()
+    (tmp_path / "a/up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert find_videos(tmp_path, []) == [tmp_path / "a/v.mp4"]
+
+
+def test_a_source_without_videos_names_what_was_looked_for(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "table.csv").touch()
+    with pytest.raises(SourceError, match=r"found no videos, 2 other files and 0 folders .*\.mp4"):
+        find_videos(tmp_path, [])
+    with pytest.raises(SourceError, match="no such file or folder"):
+        find_videos(tmp_path / "elsewhere", [])

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import csip
-from csip.errors import SourceError, VideoError
+from csip.errors import VideoError
 from csip.ingest import video
-from csip.ingest.video import find_videos, probe, read_frames
+from csip.ingest.video import probe, read_frames
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
 BITS = 8
@@ -266,10 +266,10 @@ def test_padding_in_the_place_of_lost_frames_is_not_passed_on(tmp_path, monkeypa
 
     monkeypatch.setattr(video, "_decord_images", padded)
 
-    def short(path, threads, alive, *, give=video._pyav_frames):
+    def short(path, threads, alive, *, give=video.pyav_frames):
         return itertools.islice(give(path, threads, alive), 25)
 
-    monkeypatch.setattr(video, "_pyav_frames", short)
+    monkeypatch.setattr(video, "pyav_frames", short)
     stamps, _, _, error = read_all(path)
     assert stamps == list(range(25))
     assert "read 25 of 30 frames" in error
@@ -324,13 +324,6 @@ def test_batches_and_threads_are_one_or_more(batch, threads):
         next(read_frames(SHIPPED, batch=batch, threads=threads))
 
 
-def test_a_folder_gives_its_videos_in_order_and_nothing_else(tmp_path):
-    for name in ("b/z.MP4", "b/a.avi", "a.mkv", "c.txt", ".hidden.mp4", ".git/x.mp4", "b/._z.mp4"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_videos(tmp_path) == [tmp_path / "a.mkv", tmp_path / "b/a.avi", tmp_path / "b/z.MP4"]
-
-
 def test_a_title_that_is_not_utf_8_does_no_harm(tmp_path):
     plain = write_video(tmp_path / "plain.mp4", 20)
     with av.open(str(plain)) as source, av.open(str(tmp_path / "titled.mp4"), "w") as target:
@@ -345,29 +338,6 @@ def test_a_title_that_is_not_utf_8_does_no_harm(tmp_path):
     (tmp_path / "titled.mp4").write_bytes(content.replace(b"Haupttuer", b"Hauptt\xfcr "))
     assert probe(tmp_path / "titled.mp4").num_frames == 20
     assert read_all(tmp_path / "titled.mp4")[0] == list(range(20))
-
-
-def test_a_file_gives_itself(tmp_path):
-    path = tmp_path / "recording.dat"
-    path.touch()
-    assert find_videos(path) == [path]
-
-
-def test_links_in_a_circle_end(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/v.mp4").touch()
-    (tmp_path / "a/up").symlink_to(tmp_path, target_is_directory=True)
-    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
-    assert find_videos(tmp_path) == [tmp_path / "a/v.mp4"]
-
-
-def test_a_source_without_videos_names_what_was_looked_for(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    (tmp_path / "table.csv").touch()
-    with pytest.raises(SourceError, match=r"found no videos and 2 other files; .*\.mp4"):
-        find_videos(tmp_path)
-    with pytest.raises(SourceError, match="no such file or folder"):
-        find_videos(tmp_path / "elsewhere")
 
 
 def test_a_fallback_is_warned_of_once(tmp_path, caplog):

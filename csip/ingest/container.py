@@ -1,0 +1,124 @@
+"""The door to PyAV: video files opened safely, and PyAV's own decoding of them.
+
+Only files are opened, and only formats that hold their pictures themselves: a playlist, a list of files or a picture
+sequence would have FFmpeg read or fetch what nobody offered.
+
+Shapes: H and W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.stream import Disposition
+
+from csip.errors import VideoError
+
+_log = logging.getLogger(__name__)
+
+Image = npt.NDArray[np.uint8]
+Alive = Callable[[], None]
+
+_FORMATS = (
+    *("asf", "avi", "av1", "dhav", "dv", "flv", "gxf", "h263", "h264", "hevc", "ivf", "live_flv", "m4v", "matroska"),
+    *("mov", "mpeg", "mpegts", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm", "vc1", "vvc", "wtv", "yuv4mpegpipe"),
+)
+_SAFE = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+
+
+def nothing() -> None:
+    """Be called where nobody asks for signs of life."""
+
+
+def spell(path: Path) -> str:
+    """Write a path so that it fits into a line of text, whatever its name holds."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def check_file(path: Path) -> tuple[int, int, int]:
+    """Give what tells a file that may be opened from a changed one: its size in bytes, time of change, and number.
+
+    Raises:
+        VideoError: there is none, or nothing in it, or no reading it.
+    """
+    try:
+        str(path).encode()
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode):
+            with path.open("rb"):
+                pass
+    except UnicodeEncodeError:
+        raise VideoError(f"{spell(path)}: its name is no UTF-8 text, which tables need. Rename the file.") from None
+    except FileNotFoundError:
+        raise VideoError(f"{spell(path)}: no such file. Name a video file that exists.") from None
+    except OSError as error:
+        raise VideoError(
+            f"{spell(path)}: cannot be opened ({error.strerror}). Expected a file that may be read; see to its rights "
+            "and links."
+        ) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise VideoError(f"{spell(path)}: is not a plain file, expected a video file. Leave it out of the source.")
+    if found.st_size == 0:
+        raise VideoError(f"{spell(path)}: the file is empty (0 bytes), expected a video. Copy or record it again.")
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def open_container(path: Path, **options: str) -> av.container.InputContainer:
+    """Open a file, and nothing that it refers to.
+
+    Args:
+        path: of the file.
+        options: FFmpeg's, for the container.
+
+    Raises:
+        av.error.FFmpegError: FFmpeg cannot; an ArgumentError where it could, but the format is none of ours.
+    """
+    # Titles and comments are in whatever code the recorder had; nobody reads them here, and PyAV would fail on them.
+    return av.open(f"file:{os.path.abspath(path)}", container_options=_SAFE | options, metadata_errors="replace")
+
+
+def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """Find the stream to read: the first that is no cover picture and has a decoder."""
+    streams = (one for one in container.streams.video if not one.disposition & Disposition.attached_pic)
+    return next(streams, None)
+
+
+def pyav_frames(path: Path, threads: int, alive: Alive) -> Iterator[av.VideoFrame]:
+    """Decode with PyAV, past packets that do not decode."""
+    with open_container(path) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            return
+        stream.codec_context.thread_count = threads
+        # Threads share a frame's slices: threads that share out frames would lose whole ones beside a damaged one.
+        stream.codec_context.thread_type = "SLICE"
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                alive()
+                yield from packet.decode()
+            except av.error.InvalidDataError:
+                continue
+            except (av.error.FFmpegError, OSError) as error:
+                _log.warning("%s: decoding stopped: %s", spell(path), error)
+                return
+
+
+def upright(frame: av.VideoFrame, height: int, width: int) -> Image:
+    """(H, W, 3) RGB, turned by the rotation the container asks for, as decord does by itself."""
+    turns = round(frame.rotation / 90) % 4
+    across, down = (height, width) if turns % 2 else (width, height)
+    image = frame.to_ndarray(format="rgb24", width=across, height=down)
+    return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
