@@ -15,5 +15,26 @@ SCHEMA = table(
     column("num_frames", pa.int64(), "frames with a box"),
     column("keypoint_confidence", pa.float32(), "mean over frames and joints, 0..1; in 3D the share of frames seen"),
     column("pid", pa.int64(), "the person as the source numbers people; null where nobody labelled", nullable=True),
+    column(
+        "begins",
+        pa.string(),
+        "why it begins, in the tracker's words, for example 'appeared' or 'identity jump'",
+        since=3,
+        default="unknown",
+    ),
+    column(
+        "ends",
+        pa.string(),
+        "why it ends, in the tracker's words, for example 'lost' or 'video ended'",
+        since=3,
+        default="unknown",
+    ),
+    column(
+        "interpolated_frames",
+        pa.int64(),
+        "of num_frames, those whose box was interpolated over a gap",
+        since=3,
+        default=0,
+    ),
     rows="one tracklet that was kept; dropped ones are counted in `runs`",
 )

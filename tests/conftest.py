@@ -155,6 +155,9 @@ def tracklet_row(walk):
         "num_frames": len(walk.frames),
         "keypoint_confidence": 0.9,
         "pid": walk.pid,
+        "begins": "unknown",
+        "ends": "unknown",
+        "interpolated_frames": 0,
     }
 
 

@@ -190,4 +190,7 @@ def _tracklet_row(tracklet: Tracklet, video_sha: str, track_digest: str, times: 
         "num_frames": len(tracklet),
         "keypoint_confidence": float(tracklet.keypoints[:, :, 2].mean()),
         "pid": None,
+        "begins": "unknown",
+        "ends": "unknown",
+        "interpolated_frames": 0,
     }

@@ -205,7 +205,14 @@ def store(tmp_path):
     for number, run in enumerate(RUNS):
         record(path, number, *run)
     row = {name: 0 for name in tables.TABLES["tracklets"].names}
-    row |= {"tracklet_id": "t-00001", "video_sha": VIDEOS[1], "track_digest": "t", "pid": None}
+    row |= {
+        "tracklet_id": "t-00001",
+        "video_sha": VIDEOS[1],
+        "track_digest": "t",
+        "pid": None,
+        "begins": "",
+        "ends": "",
+    }
     tables.upsert(path, "tracklets", tables.from_rows("tracklets", [row]))
     return path
 

@@ -319,6 +319,9 @@ def _tracklet_row(tracklet: BenchmarkTracklet, content: str) -> dict[str, object
         "num_frames": len(tracklet),
         "keypoint_confidence": tracklet.keypoint_confidence,
         "pid": tracklet.pid,
+        "begins": "unknown",
+        "ends": "unknown",
+        "interpolated_frames": 0,
     }
 
 

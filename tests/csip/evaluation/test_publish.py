@@ -55,6 +55,9 @@ def write(store, video, tracklets, *, track=TRACK, dropped=None, confidence=0.8)
                 "num_frames": len(times),
                 "keypoint_confidence": confidence,
                 "pid": None,
+                "begins": "unknown",
+                "ends": "unknown",
+                "interpolated_frames": 0,
             }
         )
     tables.upsert(store, "crops", tables.from_rows("crops", crops))

@@ -1,0 +1,167 @@
+"""What maintenance (`csip.maintenance`) needs of Lance, each a thin cover of one call."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import lance
+from lance.commit import CommitConflictError
+from lance.optimize import Compaction, CompactionOptions
+
+from csip.errors import StoreError
+from csip.store.committing import preempted
+from csip.store.versions import open_current, open_version
+from csip.types import TableRef
+
+_LOG = logging.getLogger(__name__)
+
+FRAGMENT_BYTES = 1 << 28
+FRAGMENT_ROWS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How large a pinned version is.
+
+    Attributes:
+        rows: that it shows.
+        data_bytes: of its data files, rows included that it has deleted.
+        fragments: id -> bytes of its data files.
+    """
+
+    rows: int
+    data_bytes: int
+    fragments: Mapping[int, int]
+
+
+def extent(ref: TableRef) -> Extent:
+    """Measure a pinned version, from its manifest alone.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+    dataset = open_version(ref)
+    files = {fragment.fragment_id: fragment.metadata.files for fragment in dataset.get_fragments()}
+    sizes = {number: sum(file.file_size_bytes or 0 for file in some) for number, some in files.items()}
+    return Extent(dataset.count_rows(), sum(sizes.values()), sizes)
+
+
+def list_versions(store: str, name: str) -> dict[int, datetime]:
+    """List a table's versions that are still there, ascending, with the time of each one's commit."""
+    found = open_current(store, name).versions()
+    # Lance tells local time without saying so.
+    times: dict[int, Any] = {v["version"]: v["timestamp"] for v in found}
+    return {version: times[version].astimezone(UTC) for version in sorted(times)}
+
+
+def list_tags(store: str, name: str) -> dict[str, tuple[int, datetime]]:
+    """List a table's tags: the version that each protects against clean-up, and when it was last set."""
+    tags = open_current(store, name).tags.list()
+    never = datetime.min.replace(tzinfo=UTC)
+    return {tag: (facts["version"], facts["updated_at"] or facts["created_at"] or never) for tag, facts in tags.items()}
+
+
+def untag(store: str, name: str, tag: str) -> None:
+    """Take a tag off a table; nothing happens where it is gone."""
+    dataset = open_current(store, name)
+    if tag in dataset.tags.list():
+        with contextlib.suppress(ValueError):  # gone since we looked
+            dataset.tags.delete(tag)
+
+
+def delete_as_read(ref: TableRef, where: str) -> bool:
+    """Delete the rows of a pinned version that meet a condition, unless somebody has written the same files since.
+
+    Rows that others have added since are left even where they meet the condition, since what was read did not have
+    them. Rows that others have written again fail the whole of it: it is not tried again by itself.
+
+    Returns:
+        Whether they are deleted.
+    """
+    try:
+        open_version(ref).delete(where, conflict_retries=0)
+    except (OSError, CommitConflictError) as error:
+        return _preempted(error, ref)
+    return True
+
+
+def _preempted(error: Exception, ref: TableRef) -> bool:
+    """Give False for a commit that another writer's came before; any other failure is raised."""
+    if not preempted(error):
+        raise StoreError(
+            f"{ref.uri}: cannot be written ({error}). Free space or mend the permissions, and run `csip gc` again."
+        ) from error
+    _LOG.warning("%s: another process wrote at the same time; left for the next `csip gc`.", ref.uri)
+    return False
+
+
+def _compaction(ref: TableRef, leave: Iterable[int]) -> tuple[lance.LanceDataset, CompactionOptions]:
+    whole = extent(ref)
+    each = whole.data_bytes // max(whole.rows, 1)
+    rows = max(1, min(FRAGMENT_ROWS, FRAGMENT_BYTES // max(each, 1)))
+    return open_version(ref), {"target_rows_per_fragment": rows, "excluded_fragment_ids": sorted(leave)}
+
+
+def plan_compaction(ref: TableRef, leave: Iterable[int]) -> list[int]:
+    """List the fragments that `compact` would write anew."""
+    dataset, options = _compaction(ref, leave)
+    return sorted(f.id for task in Compaction.plan(dataset, options).tasks for f in task.fragments)
+
+
+def compact(ref: TableRef, leave: Iterable[int]) -> bool:
+    """Merge small neighbouring fragments of a pinned version, and leave deleted rows behind, in one commit.
+
+    The old files stay until the versions that name them are cleaned up. Rows that others have added since stay as they
+    are; where others have written the same fragments since, nothing is changed.
+
+    Args:
+        ref: the version; the newest.
+        leave: ids of fragments not to touch.
+
+    Returns:
+        Whether it was committed.
+    """
+    dataset, options = _compaction(ref, leave)
+    try:
+        done = [task.execute(dataset) for task in Compaction.plan(dataset, options).tasks]
+        if done:
+            Compaction.commit(dataset, done, options)
+    except (OSError, CommitConflictError) as error:
+        return _preempted(error, ref)
+    return True
+
+
+def clean_up(store: str, name: str, versions: Iterable[int], *, dry_run: bool) -> tuple[int, int, int]:
+    """Remove versions of a table and the files that only they name; the newest and tagged ones are always left.
+
+    Files that no version names, such as those of a writer that was killed, go too, once Lance takes them for lost:
+    when they are 7 days old.
+
+    Args:
+        store: the store's folder.
+        name: the table's.
+        versions: to remove.
+        dry_run: only tell what would be removed.
+
+    Returns:
+        How many versions, files (manifests not among them) and bytes.
+    """
+    dataset = open_current(store, name)
+    # No table has a version 0; without any number, Lance takes its own rule of which versions are old.
+    asked: dict[str, Any] = {"versions": sorted(versions) or [0], "error_if_tagged_old_versions": False}
+    try:
+        stats = (
+            dataset.explain_cleanup_old_versions(**asked).stats if dry_run else dataset.cleanup_old_versions(**asked)
+        )
+    except OSError as error:
+        raise StoreError(
+            f"{dataset.uri}: old versions cannot be cleaned up ({error}). Mend the permissions and run it again; "
+            "published versions are as they were."
+        ) from error
+    files = stats.data_files_removed + stats.deletion_files_removed + stats.index_files_removed
+    return stats.old_versions, files + stats.transaction_files_removed, stats.bytes_removed
