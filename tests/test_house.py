@@ -34,7 +34,9 @@ DOORS = {
     "prefect": ("flows/*.py",),
     "decord": ("csip/ingest/video.py",),
     "av": ("csip/ingest/video.py",),
-    "ultralytics": ("csip/ingest/pose.py", "csip/ingest/track.py"),
+    # One door with several leaves, all behind `import_quietly` of yolo.py: what a frame becomes, what runs the network,
+    # what comes out, and the trackers.
+    "ultralytics": ("csip/ingest/yolo.py", "csip/ingest/pose*.py", "csip/ingest/track.py"),
     "lance": ("csip/tables.py",),
     "timm": ("csip/models/image_encoder.py",),
 }
