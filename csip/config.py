@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import types
 import typing
@@ -36,6 +37,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """What a training's forward pass computes in on CUDA: "auto" is float16 with loss scaling, as published. A CPU always
 computes in float32, and so do the losses."""
 
+PosePrecision = Literal["float32", "float16", "int8"]
+"""What a pose network computes in."""
+
 ChunkRule = Literal["padded", "even"]
 """How a tracklet of n frames is cut into the T chunks that a clip takes one frame of each: "padded" with its last frame
 to T times ceil(n / T), as published, which fills the late chunks of lengths just above T with that frame; "even" gives
@@ -52,8 +56,8 @@ class RuntimeConfig:
 
     Attributes:
         device: "auto" takes the first CUDA device where there is one, else the CPU; or "cpu", "cuda", "cuda:1".
-        pose_engine: "openvino" runs the same weights through OpenVINO (CPU), "pytorch" as they are; "auto" takes
-            OpenVINO on the CPU when it is installed.
+        pose_engine: of .pt weights: "openvino" runs them through OpenVINO (CPU), "pytorch" as they are; "auto" takes
+            OpenVINO on the CPU when it is installed. Exported files have an engine of their own.
         pose_batch: frames a pose-model call.
         encode_batch: crops an image-encoder call outside training.
         decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files.
@@ -102,22 +106,49 @@ class DetectConfig:
     """People and keypoints in single frames (`csip.ingest.pose`).
 
     Attributes:
-        weights: a path, or a file name that is looked for in the user's cache, in this package, and at its maker's.
-        image_size: the longer side of what the model sees, pixels; small people need 960 or more.
+        weights: a path, or a name that is looked for in the user's cache, in this package, and at its maker's. The file
+            decides what runs it: .pt runs in PyTorch or OpenVINO (`runtime.pose_engine`); ultralytics' exports run in
+            what they were made for, .onnx in ONNX Runtime, a folder *_openvino_model in OpenVINO, .engine in TensorRT.
+        image_size: the longer side of what the model sees, pixels; 0 chooses one from the frame's size that finds
+            people of 60 pixels (5/3 of its longer side, 640 to 3200), and takes that of a file which is bound to one.
+        precision: what the model computes in: "float16" is for .pt files on CUDA; a file that was exported in "float16"
+            or "int8" is named so.
+        stride: every so many frames one is looked at.
         confidence: lowest box score kept; ByteTrack's second stage lives on low ones.
         iou: overlap above which non-maximum suppression drops the weaker box.
         max_people: most boxes a frame.
+        min_box_height: smaller boxes are dropped (and counted), frame pixels.
+        region: where people count: corners of a polygon, x and y as shares of the frame's width and height; who stands
+            (middle of the box's lower edge) outside of it is dropped (and counted). Empty: everywhere. On the command
+            line: [[0,0.5],[1,0.5],[1,1],[0,1]].
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     weights: str = "yolo11n-pose.pt"
-    image_size: int = 1280
+    image_size: int = 0
+    precision: PosePrecision = "float32"
+    stride: int = 1
     confidence: float = 0.1
     iou: float = 0.7
     max_people: int = 300
+    min_box_height: float = 0.0
+    region: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        _in_range(self, image_size=(64, 8192), confidence=(0, 1), iou=(0, 1), max_people=(1, 10_000))
+        if self.image_size:
+            _in_range(self, image_size=(64, 8192))
+        _in_range(self, stride=(1, 10_000), confidence=(0, 1), iou=(0, 1), max_people=(1, 10_000))
+        _in_range(self, min_box_height=(0, 100_000))
+        if not all(0 <= share <= 1 for corner in self.region for share in corner):
+            raise ValueError(f"DetectConfig.region: got {self.region}, expected shares of width and height, 0 to 1.")
+        # Two corners, or more on one line, hold no area: nobody could ever stand in it.
+        sides = [(x - self.region[0][0], y - self.region[0][1]) for x, y in self.region]
+        turns = (a[0] * b[1] - a[1] * b[0] for a, b in itertools.combinations(sides, 2))
+        if self.region and not any(turns):
+            raise ValueError(
+                f"DetectConfig.region: got {self.region}, expected at least three corners that are not on one line; "
+                "or none, for the whole frame."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -829,7 +860,8 @@ def digest(*values: Any) -> str:
 def with_overrides(experiment: Experiment, assignments: list[str]) -> Experiment:
     """Apply ``section.field=value`` assignments, each value read as the field's own type.
 
-    Tuples are written with commas (``stage2.milestones=30,50``).
+    Tuples are written with commas (``stage2.milestones=30,50``), tuples of tuples as JSON
+    (``detect.region=[[0,0.5],[1,0.5],[1,1]]``).
 
     Raises:
         ValueError: no such section or field (the message lists those there are), or a value that does not fit.
@@ -861,11 +893,12 @@ def _assign(section: Any, path: list[str], text: str, whole: str) -> Any:
 
 
 def _parse(hint: Any, text: str, whole: str) -> Any:
-    origin = typing.get_origin(hint)
-    raw: Any = [part for part in text.split(",") if part] if origin is tuple else text
+    raw: Any = text
     if isinstance(hint, types.UnionType) and text == "none":
         raw = None
     try:
+        if typing.get_origin(hint) is tuple:
+            raw = json.loads(text) if text.startswith("[") else [part for part in text.split(",") if part]
         return from_plain(hint, raw)
     except ValueError as error:
         raise ValueError(f"--set {whole}={text}: {error}") from error

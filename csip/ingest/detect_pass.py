@@ -84,6 +84,7 @@ def _load(config: DetectConfig, digests: ExtractDigests, runtime: RuntimeConfig,
         max_people=config.max_people,
         device=runtime.device,
         engine=runtime.pose_engine,
+        precision=config.precision,
         frame_size=size,
     )
 

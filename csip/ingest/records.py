@@ -15,11 +15,12 @@ from typing import Any
 from csip import tables
 from csip.config import ExtractConfig, digest, to_plain
 from csip.errors import VideoError
-from csip.ingest.pose import resolve_weights
 from csip.ingest.video import VideoInfo, read_frames
+from csip.ingest.yolo import resolve_weights
 from csip.lineage import git_commit
 from csip.tables import RunRecord
 from csip.types import Frames, Output, SourceVideo
+from csip.weights import digest_weights
 
 EXTRACT_VERSION = 1
 """Raise it when a change to this room changes rows; `tests/csip/ingest/test_golden_rows.py` says when."""
@@ -51,7 +52,7 @@ def extract_digests(config: ExtractConfig) -> ExtractDigests:
         WeightsError: the pose weights are nowhere to be had.
     """
     path = resolve_weights(config.detect.weights)
-    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha = digest_weights(path)
     detect = digest(EXTRACT_VERSION, replace(config.detect, weights=""), sha)
     return ExtractDigests(detect, digest(detect, config.track), {path.name: sha}, path)
 

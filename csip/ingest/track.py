@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from csip.ingest.pose import import_quietly
+from csip.ingest.yolo import import_quietly
 from csip.types import FloatArray, People, Tracklet
 
 TOO_SHORT = "shorter than min_frames"

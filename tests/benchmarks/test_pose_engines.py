@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from csip.config import DetectConfig
-from csip.ingest.pose import PoseModel, resolve_weights
+from csip.ingest.pose import PoseModel
 from csip.ingest.video import read_frames
+from csip.ingest.yolo import resolve_weights
 
 IMAGE_SIZE = 960
 FRAMES = 16

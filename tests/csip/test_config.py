@@ -78,7 +78,7 @@ def other(value):
     if isinstance(value, bool | None):
         return not value
     if isinstance(value, tuple):
-        return (*value[:-1], value[-1] + 1)
+        return (*value[:-1], value[-1] + 1) if value else ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
     return value / 2 if isinstance(value, float) and value else value + 1
 
 
@@ -90,7 +90,7 @@ def changed(section, field):
     elif dataclasses.is_dataclass(old):
         candidates = [changed(old, dataclasses.fields(old)[0])]
     else:
-        candidates = [other(old), *([old * 2] if isinstance(old, int | float) else [])]
+        candidates = [other(old), *([old * 2 or 640] if isinstance(old, int | float) else [])]
     for value in candidates:
         try:
             return dataclasses.replace(section, **{field.name: value})
@@ -135,6 +135,15 @@ def test_an_empty_tuple_can_be_written():
     assert with_overrides(Experiment(name="x"), ["stage2.milestones="]).stage2.milestones == ()
 
 
+def test_corners_of_a_region_are_written_as_json():
+    got = with_overrides(Experiment(name="x"), ["detect.region=[[0,0.5],[1,0.5],[1,1]]", "stage2.milestones=[3,7]"])
+    assert got.detect.region == ((0, 0.5), (1, 0.5), (1, 1))
+    assert all(isinstance(share, float) for corner in got.detect.region for share in corner)
+    assert got.stage2.milestones == (3, 7)
+    assert with_overrides(got, ["detect.region="]).detect.region == ()
+    assert from_plain(Experiment, to_plain(got)) == got
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -157,6 +166,13 @@ def test_an_empty_tuple_can_be_written():
         ("stage1.learning_rate=-1", r"Stage1Config\.learning_rate: got -1\.0, expected 0 to 10"),
         ("stage1.learning_rate=nan", r"Stage1Config\.learning_rate: got nan, expected 0 to 10"),
         ("clip.std=1,0,1", r"ClipConfig\.std: got \(1\.0, 0\.0, 1\.0\), expected positive"),
+        ("detect.region=[[0,0.5],[1,0.5]", r"detect\.region=.*: Expecting"),
+        ("detect.region=[[0,0.5],[1]]", r"detect\.region=.*: region|detect\.region=.*1\.1"),
+        ("detect.region=0,0.5,1", r"detect\.region=0,0\.5,1: .*valid tuple"),
+        ("detect.image_size=32", r"DetectConfig\.image_size: got 32, expected 64 to 8192"),
+        ("detect.stride=0", r"DetectConfig\.stride: got 0, expected 1 to 10000"),
+        ("detect.min_box_height=-1", r"DetectConfig\.min_box_height: got -1\.0, expected 0 to"),
+        ("detect.precision=half", r"detect\.precision=half: .*'float32', 'float16' or 'int8'"),
         ("stage2.milestones=30,10", r"Stage2Config\.milestones: got \(30, 10\), expected ascending"),
         ("evaluate.ranks=0,1", r"EvaluateConfig\.ranks: got \(0, 1\), expected positive"),
         ("model.joint_heads=7", r"ModelConfig\.joint_heads: got 7, expected a divisor of width=512"),

@@ -6,7 +6,6 @@ Shapes: T frames of a tracklet, H and W pixels of the canvas, h and w of a crop,
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from PIL import Image
 from csip.config import ExtractConfig, RuntimeConfig, digest
 from csip.errors import SourceError
 from csip.ingest.benchmarks.crops import CropFile, Skeletons
-from csip.ingest.pose import PoseModel, resolve_weights
+from csip.ingest.pose import PoseModel
+from csip.ingest.yolo import resolve_weights
 from csip.joints import COCO17
 from csip.types import FloatArray, Frames, People
+from csip.weights import digest_weights
 
 CROP_POSE_VERSION = 1
 """Raise it when a change to this file or to `csip.ingest.pose` changes the skeletons of crops."""
@@ -59,7 +60,7 @@ class PoseSkeletons:
         """
         self._config, self._runtime = config, runtime
         self._weights = resolve_weights(config.detect.weights)
-        sha256 = hashlib.sha256(self._weights.read_bytes()).hexdigest()
+        sha256 = digest_weights(self._weights)
         detect, crop = config.detect, config.benchmark
         self._canvas = (crop.pose_height, crop.pose_width)
         limits = (crop.pose_confidence, detect.iou, detect.max_people)
@@ -85,6 +86,7 @@ class PoseSkeletons:
             max_people=self._config.detect.max_people,
             device=self._runtime.device,
             engine=self._runtime.pose_engine,
+            precision=self._config.detect.precision,
         )
 
     def __call__(self, files: Sequence[CropFile], images: Sequence[bytes]) -> Skeletons:

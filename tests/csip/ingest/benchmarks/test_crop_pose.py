@@ -17,9 +17,10 @@ from csip.errors import SourceError, WeightsError
 from csip.ingest.benchmarks import crop_pose
 from csip.ingest.benchmarks.crop_pose import PoseSkeletons, own_person
 from csip.ingest.benchmarks.crops import CropFile
-from csip.ingest.pose import PoseModel, resolve_weights
+from csip.ingest.pose import PoseModel
 from csip.ingest.track_pass import encode_crop
 from csip.ingest.video import read_frames
+from csip.ingest.yolo import resolve_weights
 from csip.types import Frames, People
 
 CONFIG = ExtractConfig()
