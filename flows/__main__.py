@@ -51,7 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     def with_store(made: argparse.ArgumentParser) -> None:
         default = os.environ.get("CSIP_STORE") or DEFAULT_STORE
-        made.add_argument("--store", default=default, metavar="DIR", help="the store's folder (default: %(default)s)")
+        text = "the store: a folder, or s3://BUCKET/PREFIX for its tables (default: %(default)s)"
+        made.add_argument("--store", default=default, metavar="DIR", help=text)
 
     def with_set(made: argparse.ArgumentParser) -> None:
         text = "change one number of the recipe; may be repeated"
@@ -205,14 +206,14 @@ def _train(args: argparse.Namespace) -> None:
     experiment = _recipe(args.recipe, args.set)
     from flows import commands
 
-    commands.train(args.snapshot, experiment, _absolute(args.store), as_json=args.json)
+    commands.train(args.snapshot, experiment, _folder(args.store), as_json=args.json)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     experiment = _recipe("video", args.set)
     from flows import commands
 
-    commands.evaluate(Path(args.checkpoint), args.snapshot, experiment, _absolute(args.store), as_json=args.json)
+    commands.evaluate(Path(args.checkpoint), args.snapshot, experiment, _folder(args.store), as_json=args.json)
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -244,7 +245,7 @@ def _ablate(args: argparse.Namespace) -> None:
     rows = tuple(dict.fromkeys(args.rows))
     if not set(rows) <= set(ROWS):
         raise UsageError(f"--rows {args.rows}: found letters other than those of the table: {''.join(ROWS)}.")
-    commands.ablate(experiment, _absolute(args.store), args.seeds, rows, parallel, as_json=args.json)
+    commands.ablate(experiment, _folder(args.store), args.seeds, rows, parallel, as_json=args.json)
 
 
 def _positive(text: str) -> int:
@@ -255,7 +256,7 @@ def _positive(text: str) -> int:
 
 
 def _import(args: argparse.Namespace) -> None:
-    store = _absolute(args.store)
+    store = _folder(args.store)
     from flows import commands
 
     commands.import_published(Path(args.file).resolve(), store, args.dataset, as_json=args.json)
@@ -315,9 +316,26 @@ def _days(text: str) -> timedelta:
 
 
 def _absolute(store: str) -> str:
+    """Give a store's absolute path, or its address in object storage as it is."""
+    if "://" not in store:
+        return str(Path(store).resolve())
+    bucket = store.removeprefix("s3://").partition("/")[0]
+    if not store.startswith("s3://") or not bucket or set(bucket) & set("@:?"):
+        raise UsageError(
+            f"--store {store.partition('://')[0]}://...: expected a folder, or s3://BUCKET/PREFIX; who may "
+            "enter there, and where it is, stands in the AWS_* variables of the environment."
+        )
+    return store.rstrip("/")
+
+
+def _folder(store: str) -> str:
+    """Give a store's absolute path, for commands that write files beside the tables."""
     if "://" in store:
-        raise UsageError(f"--store {store}: found an address, expected a folder; this version keeps stores in folders.")
-    return str(Path(store).resolve())
+        raise UsageError(
+            f"--store {store}: found an address; checkpoints and reports are files, and this version keeps them in "
+            "folders only. Expected a folder."
+        )
+    return _absolute(store)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -111,7 +111,7 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         has_pictures=pictures,
     )
     content = render(report).encode()
-    path = Path(out.store) / "reports" / f"{snapshot.name}-{results.run_id}.html"
+    path = tables.folder(out.store, "reports") / f"{snapshot.name}-{results.run_id}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     yield Progress("write_report", 3, 3, "sections")

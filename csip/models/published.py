@@ -335,7 +335,7 @@ def import_checkpoint(path: Path, store: str, dataset: str = "") -> tuple[Checkp
     said = {"published_sha256": report.sha256, "dataset": dataset}
     header = CheckpointHeader(spec, "imported", parent="", config=said)
     tables.prepare_store(store)
-    ref = save_checkpoint(network, header, Path(store) / "checkpoints")
+    ref = save_checkpoint(network, header, tables.folder(store, "checkpoints"))
     source = source_digest(__name__)
     counts = {name: value for name, value in to_plain(report).items() if name != "sha256"}
     tables.record_run(

@@ -5,11 +5,10 @@ Shapes: B = P*K clips, T frames, D token width, C shared width.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from torch import nn
 
+from csip import tables
 from csip.config import ClipConfig, ModelConfig, PretrainConfig, RuntimeConfig, ValidateConfig, to_plain
 from csip.data.clips import (
     identity_requests,
@@ -60,7 +59,7 @@ def initialise(
     )
     network, weights = initial(spec, loop.stream(seed, "initialise"))
     header = CheckpointHeader(spec, "initialise", parent="", config=to_plain([clip, model, validate]))
-    ref = save_checkpoint(network, header, Path(out.store) / "checkpoints")
+    ref = save_checkpoint(network, header, tables.folder(out.store, "checkpoints"))
     yield Progress("initialise", 1, 1, "networks")
     parameters = sum(p.numel() for p in network.parameters())
     counts = {"parameters": parameters, "train_people": len(pids), "held_out_people": len(held_out)}
@@ -136,5 +135,5 @@ def pretrain_visual(
             yield training.finish_epoch(learning_rate=last_rate)
     training.save()  # what comes after the last step need not be done again, nor the steps before
     child = training.header(header.spec, checkpoint, config)
-    ref = save_checkpoint(network, child, Path(out.store) / "checkpoints")
+    ref = save_checkpoint(network, child, tables.folder(out.store, "checkpoints"))
     return Outcome(ref, {"parts": len(dataset), **training.at.counts}, leftovers=(str(training.path),))

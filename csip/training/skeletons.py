@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csip import ranks
+from csip import ranks, tables
 from csip.config import ModelConfig, RuntimeConfig, SkeletonConfig, to_plain
 from csip.data import sampling
 from csip.data.clips import joint_layout
@@ -84,7 +83,7 @@ def initialise_skeletons(
     header = CheckpointHeader(
         spec, stage, parent=initial.sha256 if initial else "", config=to_plain([_own(config), model])
     )
-    ref = save_checkpoint(network, header, Path(out.store) / "checkpoints")
+    ref = save_checkpoint(network, header, tables.folder(out.store, "checkpoints"))
     for note in notes:
         yield Progress(stage, 1, 1, "networks", note=note)
     yield Progress(stage, 1, 1, "networks")
@@ -158,7 +157,7 @@ def train_skeletons(
     label = torch.from_numpy(np.searchsorted(header.spec.pids, windows.pid)).to(device)
     skeleton = torch.from_numpy(windows.skeleton).to(device)
     probes = scored_windows(snapshot, config) if config.select_on_probe else None
-    folder = Path(out.store) / "checkpoints"
+    folder = tables.folder(out.store, "checkpoints")
     with training:
         while (epoch := training.at.epoch) <= config.epochs and not _patience_is_over(training.at.history, config):
             plan = _plan(windows.pid, config, stream, epoch)

@@ -6,13 +6,12 @@ Shapes: B clips, T frames, J joints, C shared width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from csip import ranks
+from csip import ranks, tables
 from csip.config import RuntimeConfig, Stage1Config
 from csip.data import sampling
 from csip.data.clips import ClipDataset
@@ -122,7 +121,7 @@ def stage1(
             yield training.finish_epoch(learning_rate=rate)
     training.save()  # what comes after the last step need not be done again, nor the steps before
     child = training.header(header.spec, checkpoint, config)
-    ref = save_checkpoint(network, child, Path(out.store) / "checkpoints")
+    ref = save_checkpoint(network, child, tables.folder(out.store, "checkpoints"))
     missing = {"parts": len(usable), "parts_without_skeleton": len(dataset) - len(usable)}
     return Outcome(ref, missing | training.at.counts, leftovers=(str(training.path),))
 

@@ -5,14 +5,13 @@ Shapes: B = P*K clips, T frames, J joints, K identities, C shared width, M train
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from csip import ranks
+from csip import ranks, tables
 from csip.config import RuntimeConfig, Stage2Config, ValidateConfig
 from csip.data import sampling
 from csip.data.clips import ClipDataset, identity_requests
@@ -89,7 +88,7 @@ def stage2(
         network.set_prototypes(visual, skeleton)
         training.at.counts["people_without_skeleton"] = absent
     validation = Validation(snapshot, spec, validate, runtime, device)
-    folder = Path(out.store) / "checkpoints"
+    folder = tables.folder(out.store, "checkpoints")
     compiled = loop.compiled(network, runtime)
     with training, ClipLoader(dataset, runtime.workers) as loader:
         while (epoch := training.at.epoch) <= config.epochs:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from csip import ranks
+from csip import ranks, tables
 from csip.config import digest, from_plain, to_plain
 from csip.errors import CheckpointError
 from csip.models.checkpoints import CheckpointHeader, SpecT, save_checkpoint, write_whole
@@ -100,7 +100,7 @@ class Training:
         self._source = source
         self._every, self._saved = save_seconds, time.monotonic()
         self._begun, self._clips_before = time.monotonic(), 0
-        self.path = Path(out.store) / "checkpoints" / f"{stage}-{digest(stage, decides)[:16]}.state"
+        self.path = tables.folder(out.store, "checkpoints") / f"{stage}-{digest(stage, decides)[:16]}.state"
 
     def resume(self) -> Iterator[Progress]:
         """Take up the state that is on disk, if there is one, and tell the epochs that are done as if they were new.
