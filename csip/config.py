@@ -59,6 +59,7 @@ class RuntimeConfig:
         pose_engine: of .pt weights: "openvino" runs them through OpenVINO (CPU), "pytorch" as they are; "auto" takes
             OpenVINO on the CPU when it is installed. Exported files have an engine of their own.
         pose_batch: frames a pose-model call.
+        encode_threads: threads that cut out and encode crops.
         encode_batch: crops an image-encoder call outside training.
         decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files.
         decode_stall_seconds: a decoder that gives no sign of life for this long is killed, and its video left out.
@@ -80,6 +81,7 @@ class RuntimeConfig:
     device: str = "auto"
     pose_engine: Literal["auto", "openvino", "pytorch"] = "auto"
     pose_batch: int = 4
+    encode_threads: int = 2
     encode_batch: int = 256
     decode_threads: int = 2
     decode_stall_seconds: float = 300.0
@@ -96,6 +98,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         _in_range(self, pose_batch=(1, 4096), encode_batch=(1, 65536), decode_threads=(1, 256), workers=(0, 256))
+        _in_range(self, encode_threads=(1, 256))
         _in_range(self, processes=(1, 1024), threads=(0, 4096), save_seconds=(0, _MANY), stop_seconds=(0, 3600))
         _in_range(self, video_batch_seconds=(1, _MANY), stall_seconds=(1, _MANY), decode_stall_seconds=(0.1, 86_400))
         _in_range(self, decode_limit_seconds=(0.1, _MANY), decode_limit_factor=(0, _MANY))
@@ -117,6 +120,8 @@ class DetectConfig:
         confidence: lowest box score kept; ByteTrack's second stage lives on low ones.
         iou: overlap above which non-maximum suppression drops the weaker box.
         max_people: most boxes a frame.
+        segment_seconds: a long video is worked through in parts of this length, a commit each; a killed build loses no
+            more than one of them.
         min_box_height: smaller boxes are dropped (and counted), frame pixels.
         region: where people count: corners of a polygon, x and y as shares of the frame's width and height; who stands
             (middle of the box's lower edge) outside of it is dropped (and counted). Empty: everywhere. On the command
@@ -131,6 +136,7 @@ class DetectConfig:
     confidence: float = 0.1
     iou: float = 0.7
     max_people: int = 300
+    segment_seconds: float = 600.0
     min_box_height: float = 0.0
     region: tuple[tuple[float, float], ...] = ()
 
@@ -138,7 +144,7 @@ class DetectConfig:
         if self.image_size:
             _in_range(self, image_size=(64, 8192))
         _in_range(self, stride=(1, 10_000), confidence=(0, 1), iou=(0, 1), max_people=(1, 10_000))
-        _in_range(self, min_box_height=(0, 100_000))
+        _in_range(self, min_box_height=(0, 100_000), segment_seconds=(0.1, 86_400))
         if not all(0 <= share <= 1 for corner in self.region for share in corner):
             raise ValueError(f"DetectConfig.region: got {self.region}, expected shares of width and height, 0 to 1.")
         # Two corners, or more on one line, hold no area: nobody could ever stand in it.
@@ -162,8 +168,22 @@ class TrackConfig:
         new_confidence: an unmatched detection at or above it starts a track.
         match_cost: largest association cost, 1 - IoU weighted by score.
         buffer_seconds: how long a lost track may come back.
-        min_frames: shorter tracklets are dropped (and counted).
-        min_keypoint_confidence: tracklets whose mean keypoint confidence lies under it are dropped (and counted).
+        double_distance: two detections whose joints lie this near together, in box heights, are one person, and the
+            weaker one is left out (and counted); 0 leaves both.
+        jump_distance: a track whose next detection lies this many box heights off its way is cut there (and counted);
+            0 cuts nothing.
+        jump_ratio: it is cut also where the box grows or shrinks by this factor at once while it is half as far off; 0
+            cuts nothing.
+        link_seconds: a track that begins within this time of another's end, where that would have gone on to, is linked
+            to it (and counted); 0 links nothing.
+        link_distance: how far off it may be, box heights.
+        link_ratio: how much larger or smaller it may be.
+        interpolate_seconds: boxes of gaps in a tracklet up to this long are interpolated (and counted). Their crops
+            show the person half hidden, and they have no skeleton; 0 leaves gaps.
+        min_seconds: tracklets of fewer frames than make so many seconds are dropped (and counted).
+        min_frames: and those of fewer frames than this, however slow the camera.
+        min_keypoint_confidence: a frame in which the mean over the joints lies under it is unsure.
+        ghost_share: tracklets of which a larger share of the frames is unsure are dropped (and counted).
         jpeg_quality: of the stored crops, 1..100.
     """
 
@@ -174,13 +194,25 @@ class TrackConfig:
     new_confidence: float = 0.25
     match_cost: float = 0.8
     buffer_seconds: float = 3.0
-    min_frames: int = 8
+    double_distance: float = 0.1
+    jump_distance: float = 0.5
+    jump_ratio: float = 1.5
+    link_seconds: float = 3.0
+    link_distance: float = 0.5
+    link_ratio: float = 1.3
+    interpolate_seconds: float = 1.0
+    min_seconds: float = 0.8
+    min_frames: int = 4
     min_keypoint_confidence: float = 0.3
+    ghost_share: float = 0.5
     jpeg_quality: int = 95
 
     def __post_init__(self) -> None:
         _in_range(self, high_confidence=(0, 1), low_confidence=(0, 1), new_confidence=(0, 1), match_cost=(0, 1))
         _in_range(self, buffer_seconds=(0, 3600), min_frames=(1, 1_000_000), min_keypoint_confidence=(0, 1))
+        _in_range(self, double_distance=(0, 10), jump_distance=(0, 100), jump_ratio=(0, 100), link_seconds=(0, 3600))
+        _in_range(self, link_distance=(0, 100), link_ratio=(1, 100), interpolate_seconds=(0, 3600), ghost_share=(0, 1))
+        _in_range(self, min_seconds=(0, 86_400))
         _in_range(self, jpeg_quality=(1, 100))
 
 

@@ -14,6 +14,10 @@ class VideoError(CsipError):
     """A file cannot be decoded, or is not a video at all."""
 
 
+class DecoderLostError(VideoError):
+    """The process that decodes hung or died over a file; another attempt may succeed."""
+
+
 class SourceError(CsipError):
     """A source names nothing that can be read: no such path, no videos in the folder."""
 

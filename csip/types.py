@@ -102,18 +102,35 @@ class SourceVideo:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtractDigests:
+    """What decides a video's rows.
+
+    Attributes:
+        detect: of the detection settings, the weights and EXTRACT_VERSION.
+        track: of that and the tracking settings.
+        weights: file name -> SHA-256.
+        weights_path: where the weights lie; empty where no pose model may run, since the detections are in the store.
+    """
+
+    detect: str
+    track: str
+    weights: Mapping[str, str]
+    weights_path: str
+
+
+@dataclass(frozen=True, slots=True)
 class VideoList:
     """The videos of a build.
 
     Attributes:
         videos: all of them, by SHA-256.
         batches: those that are still to be extracted, grouped for one process each.
-        track_digest: of the extraction that the build asks for.
+        digests: of the extraction that the build asks for.
     """
 
     videos: tuple[SourceVideo, ...]
     batches: tuple[tuple[SourceVideo, ...], ...]
-    track_digest: str
+    digests: ExtractDigests
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +256,10 @@ class Frames:
         """Count the frames."""
         return len(self.pixels)
 
+    def __getitem__(self, part: slice) -> Frames:
+        """Give some of the frames; pixels are shared, not copied."""
+        return Frames(self.pixels[part], self.frame_index[part], self.time[part])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class People:
@@ -274,6 +295,7 @@ class Tracklet:
         boxes: (T, 4) float32, x1 y1 x2 y2, frame pixels.
         score: (T,) float32, detection confidence 0..1.
         keypoints: (T, J, 3) float32, x and y in frame pixels, confidence 0..1.
+        interpolated: (T,) bool, where nobody was detected: the box was interpolated, score and keypoints are zero.
     """
 
     tracklet_id: str
@@ -281,6 +303,7 @@ class Tracklet:
     boxes: FloatArray
     score: FloatArray
     keypoints: FloatArray
+    interpolated: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:
         t = len(self.frame_index)
@@ -292,6 +315,7 @@ class Tracklet:
         _expect_shape("Tracklet.boxes", self.boxes, (t, 4))
         _expect_shape("Tracklet.score", self.score, (t,))
         _expect_shape("Tracklet.keypoints", self.keypoints, (t, None, 3))
+        _expect_shape("Tracklet.interpolated", self.interpolated, (t,))
 
     def __len__(self) -> int:
         """Count the frames."""

@@ -67,11 +67,16 @@ def make_parser() -> argparse.ArgumentParser:
         "a video, a folder of videos, or a .csv manifest; or one benchmark: mars:FOLDER, lsvid:FOLDER, ilids:FOLDER, "
         "biwi:FOLDER, ias:FOLDER, labelled:PATH (one's own, see README), walkers:"
     )
-    build.add_argument("source", nargs="+", metavar="SOURCE", help=sources)
+    build.add_argument("source", nargs="*", metavar="SOURCE", help=sources)
     build.add_argument("--camera", default="", metavar="NAME", help="the one camera that took all of them")
     build.add_argument(
         "--recipe", default="", metavar="NAME", help="whose numbers hold (default: the benchmark's, else video)"
     )
+    text = "in the place of sources: track the videos of this snapshot again, without running the pose model"
+    build.add_argument("--retrack", default="", metavar="SNAPSHOT", help=text)
+    text = "write the tracks as MOTChallenge text; a folder where there are several videos"
+    build.add_argument("--mot-out", type=Path, metavar="FILE", help=text)
+    build.add_argument("--profile", action="store_true", help="say where the time of the extraction went")
     with_store(build)
     with_set(build)
 
@@ -184,15 +189,29 @@ def _build_recipe(args: argparse.Namespace) -> Any:
     """Take the recipe that was named, else that of the benchmark, else that of one's own data."""
     from flows.recipes import RECIPES
 
-    kind = args.source[0].partition(":")[0]
-    return _recipe(args.recipe or (kind if kind in RECIPES and ":" in args.source[0] else "video"), args.set)
+    first = args.source[0] if args.source else ""
+    kind = first.partition(":")[0]
+    return _recipe(args.recipe or (kind if kind in RECIPES and ":" in first else "video"), args.set)
 
 
 def _build(args: argparse.Namespace) -> None:
+    if bool(args.source) == bool(args.retrack):
+        raise UsageError("build-skeletons: name SOURCEs, or --retrack SNAPSHOT, and not both.")
+    if args.retrack and any(one.startswith("detect.") for one in args.set):
+        raise UsageError("--retrack: takes detections as they are; build from SOURCEs to detect with other settings.")
     experiment = _build_recipe(args)
     from flows import commands
 
-    commands.build(tuple(args.source), args.camera, experiment, _absolute(args.store), as_json=args.json)
+    commands.build(
+        tuple(args.source),
+        args.camera,
+        experiment,
+        _absolute(args.store),
+        retrack=args.retrack,
+        mot_out=args.mot_out.resolve() if args.mot_out else None,
+        profile=args.profile,
+        as_json=args.json,
+    )
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -9,11 +9,13 @@ from csip.config import ExtractConfig, RuntimeConfig
 from csip.evaluation.publish import publish
 from csip.ingest.benchmarks.importing import import_benchmark, is_benchmark
 from csip.ingest.extract import extract_videos
+from csip.ingest.retrack import list_snapshot, with_detections_of
 from csip.ingest.sources import list_videos
 from csip.types import Snapshot
 from flows.stage import stage
 
 list_videos_task = stage(list_videos, process=False, cached=False)
+list_snapshot_task = stage(list_snapshot, process=False, cached=False)
 extract_videos_task = stage(extract_videos, process=True, cached=False)
 import_benchmark_task = stage(import_benchmark, process=True, cached=False)
 publish_task = stage(publish, process=False, cached=False)
@@ -25,6 +27,7 @@ def build_skeletons(
     sources: tuple[str, ...],
     store: str,
     camera: str = "",
+    retrack: str = "",
     config: ExtractConfig = ExtractConfig(),  # noqa: B008 (frozen)
     runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (frozen)
 ) -> Snapshot:
@@ -35,11 +38,17 @@ def build_skeletons(
             such as `walkers:`.
         store: the folder of the store's tables.
         camera: the one camera that took all of them; empty: every file is a camera of its own.
+        retrack: a published snapshot, in the place of sources: its videos are tracked again, from what was detected.
         config: what changes the rows.
         runtime: what only changes how fast they come.
     """
     if is_benchmark(sources):
         return import_benchmark_task(store, sources[0], config, runtime)
-    videos = list_videos_task(store, sources, camera, config, runtime)
-    extracted = [extract_videos_task.submit(store, batch, config, runtime) for batch in videos.batches]
+    if retrack:
+        config = with_detections_of(store, retrack, config)
+        videos = list_snapshot_task(store, retrack, config, runtime)
+    else:
+        videos = list_videos_task(store, sources, camera, config, runtime)
+    batches = videos.batches
+    extracted = [extract_videos_task.submit(store, one, videos.digests, config, runtime) for one in batches]
     return publish_task(store, videos, tuple(future.result() for future in extracted), config)

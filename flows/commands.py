@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
@@ -22,6 +23,7 @@ from csip.evaluation.average import STD, summarise
 from csip.evaluation.exchange import export_matrix, score_matrix
 from csip.evaluation.matrix import read_matrix, write_matrix
 from csip.evaluation.protocol import label
+from csip.ingest.mot import write_mot
 from csip.lineage import History, flatten
 from csip.models.checkpoints import checkpoint_ref
 from csip.models.published import import_checkpoint
@@ -76,13 +78,55 @@ def demo(experiment: Experiment, store: str, *, as_json: bool) -> None:
     _show_train(trained)
 
 
-def build(sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, *, as_json: bool) -> None:
-    """Run the flow "build-skeletons"."""
-    built = _build(sources, camera, experiment, store, quiet=as_json)
+def build(
+    sources: tuple[str, ...],
+    camera: str,
+    experiment: Experiment,
+    store: str,
+    *,
+    retrack: str = "",
+    mot_out: Path | None = None,
+    profile: bool = False,
+    as_json: bool,
+) -> None:
+    """Run the flow "build-skeletons", and write its tracks for others to score where that is asked for."""
+    built = _build(sources, camera, experiment, store, retrack=retrack, quiet=as_json)
+    if mot_out is not None:
+        built["mot"] = [str(path) for path in write_mot(tables.open_snapshot(store, built["snapshot"]), mot_out)]
     if as_json:
         terminal.show_json(built)
-    else:
-        _show_build(built)
+        return
+    _show_build(built)
+    if mot_out is not None:
+        terminal.OUT.print(terminal.facts("MOTChallenge tracks", [("file", path) for path in built["mot"]]))
+    if profile:
+        _show_profile(built["stages"])
+
+
+_PHASES = {
+    "model": "pose model",
+    "load": "loading the pose model",
+    "read": "waiting for frames",
+    "finish": "waiting for the second thread at the end",
+    "track": "second thread: tracking",
+    "read_again": "second thread: waiting for frames to cut from",
+    "encode": "second thread: cutting and encoding crops",
+    "write": "second thread: writing tables",
+}
+
+
+def _show_profile(stages: Sequence[Mapping[str, Any]]) -> None:
+    """Show where the time of the extraction went."""
+    spent: Counter[str] = Counter()
+    for one in stages:
+        if one["stage"] == "extract_videos":
+            spent.update(one["counts"]["seconds"])
+    whole = spent["all"]
+    rows = [(words, f"{spent[name]:.2f} s") for name, words in _PHASES.items()]
+    rows.append(("the whole", f"{whole:.2f} s"))
+    if whole:
+        rows.append(("share of the pose model", f"{spent['model'] / whole:.1%}"))
+    terminal.OUT.print(terminal.facts("Where the time went", rows))
 
 
 def train(snapshot: str, experiment: Experiment, store: str, *, as_json: bool) -> None:
@@ -197,13 +241,16 @@ def import_published(path: Path, store: str, dataset: str, *, as_json: bool) -> 
     terminal.OUT.print(terminal.facts("Imported", rows))
 
 
-def _build(sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, *, quiet: bool) -> dict[str, Any]:
+def _build(
+    sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, *, retrack: str = "", quiet: bool
+) -> dict[str, Any]:
     begun = tables.now()
     tables.prepare_store(store)
     with _watched(quiet=quiet):
-        snapshot: Snapshot = build_skeletons(sources, store, camera, experiment.extract, experiment.runtime)
+        snapshot: Snapshot = build_skeletons(sources, store, camera, retrack, experiment.extract, experiment.runtime)
     done = tables.find_runs(store, f"started >= {quote(begun)}")
-    listed: Mapping[str, Any] = next((run.counts for run in reversed(done) if run.stage == "list_videos"), {})
+    lists = ("list_videos", "list_snapshot")
+    listed: Mapping[str, Any] = next((run.counts for run in reversed(done) if run.stage in lists), {})
     return {
         "snapshot": snapshot.name,
         "store": store,
@@ -328,14 +375,16 @@ def _video_rows(counts: Mapping[str, Any], listed: Mapping[str, Any]) -> list[tu
         )
     ]
     if failed:
-        rows.append(("videos left out", f"{failed} that could not be decoded; the table `videos` says why"))
+        rows.append(("videos left out", f"{failed} in quarantine; the table `videos` says why"))
     for name in ("unreadable_files", "unreadable_folders", "duplicate_files"):
-        if listed[name]:
+        if listed.get(name):
             rows.append((name.replace("_", " "), listed[name]))
     rows += [(f"  {key}", value) for key, value in listed.items() if key.startswith("unreadable ")]
     rows += [(name.replace("_", " "), counts[name]) for name in ("frames", "detections")]
     dropped = ", ".join(f"{number} {reason}" for reason, number in counts["dropped"].items())
     rows.append(("tracklets", f"{counts['tracklets']} kept in {counts['crops']} crops; dropped: {dropped}"))
+    rules = ", ".join(f"{number} {rule}" for rule, number in counts["rules"].items() if number)
+    rows.append(("tracking rules", rules or "none was needed"))
     rows.append(("mean keypoint confidence", f"{counts['keypoint_confidence']:.3f}"))
     if "no_protocol" in counts:
         rows.append(("not enough to train", counts["no_protocol"]))

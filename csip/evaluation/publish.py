@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from csip import tables
@@ -41,14 +42,14 @@ def publish(
     runs = _finished(out.store, videos, extracted)
     left_out = [video.path for video in videos.videos if video.video_sha not in runs]
     members = [(v.video_sha, v.camera) for v in videos.videos if v.video_sha in runs]
-    content = digest(sorted(members), videos.track_digest, config.split, source_digest("csip.evaluation.protocol"))
+    content = digest(sorted(members), videos.digests.track, config.split, source_digest("csip.evaluation.protocol"))
     name = f"{config.dataset}-{content[:8]}"
     counts = _count(runs, left_out)
     if not counts["tracklets"]:
         raise TooLittleDataError(
             f"Found no tracklet in {len(members)} videos ({counts['frames']} frames, {counts['detections']} "
             f"detections, dropped: {counts['dropped']}), expected people in view for at least "
-            f"{config.track.min_frames} frames. Try a larger detect.image_size, or a lower track.min_frames."
+            f"{config.track.min_seconds:g} s. Try a larger detect.image_size, or a lower track.min_seconds."
         )
     known = {row["name"]: row for row in tables.read(tables.current(out.store, "snapshots"), ["digest"]).to_pylist()}
     if name in known and known[name]["digest"] != content:
@@ -57,7 +58,7 @@ def publish(
             "names. Give this data set another name (--set dataset=NAME)."
         )
     if name not in known:
-        counts |= _write_splits(out.store, name, dict(members), videos.track_digest, config)
+        counts |= _write_splits(out.store, name, dict(members), videos.digests.track, config)
         versions = {table: tables.current(out.store, table).version for table in _PINNED}
         snapshot = Snapshot(name, out.store, versions, content)
         tables.publish(snapshot, config=to_plain(config), counts=counts, videos=[sha for sha, _ in members])
@@ -71,14 +72,16 @@ def _finished(store: str, videos: VideoList, extracted: tuple[tuple[ExtractedVid
     wanted = {video.video_sha for video in videos.videos}
     just_now = {one.run_id for batch in extracted for one in batch}
     runs = tables.find_runs(store, "stage = 'track_video'")
-    own = [run for run in runs if run.outputs["track_digest"] == videos.track_digest or run.run_id in just_now]
+    own = [run for run in runs if run.outputs["track_digest"] == videos.digests.track or run.run_id in just_now]
     return {run.outputs["video_sha"]: run for run in own if run.outputs["video_sha"] in wanted}
 
 
 def _count(runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]:
     dropped: Counter[str] = Counter()
+    rules: Counter[str] = Counter()
     for run in runs.values():
         dropped.update(run.counts["dropped"])
+        rules.update(run.counts["rules"])
     total = {n: sum(run.counts[n] for run in runs.values()) for n in ("frames", "detections", "tracklets", "crops")}
     weighted = sum(run.counts["keypoint_confidence"] * run.counts["crops"] for run in runs.values())
     return {
@@ -87,6 +90,7 @@ def _count(runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]
         **total,
         "keypoint_confidence": round(weighted / max(total["crops"], 1), 4),
         "dropped": dict(sorted(dropped.items())),
+        "rules": dict(sorted(rules.items())),
     }
 
 
@@ -135,11 +139,19 @@ def _write_splits(
 
 def _read_times(store: str, tracklets: set[str]) -> dict[str, tuple[IntArray, np.ndarray]]:
     """Read when each crop of the given tracklets was taken: tracklet_id -> frame_index (T,), seconds (T,)."""
-    table = tables.read(tables.current(store, "crops"), ["time"])
-    ids = table["tracklet_id"].combine_chunks()
+    wanted = pa.array(sorted(tracklets), pa.string())
+    columns = ("tracklet_id", "frame_index", "time")
+    # The store may hold many more crops than these: a batch of them at a time.
+    own = [
+        pa.Table.from_batches([batch]).filter(pc.is_in(batch["tracklet_id"], wanted))
+        for batch in tables.stream(tables.current(store, "crops"), columns)
+    ]
+    if not own:
+        return {}
+    table = pa.concat_tables(own).sort_by([(name, "ascending") for name in columns[:2]])
     frame = np.asarray(table["frame_index"], dtype=np.int64)
     seconds = np.asarray(table["time"], dtype=np.float64)
-    runs = pc.run_end_encode(ids)
+    runs = pc.run_end_encode(table["tracklet_id"].combine_chunks())
     ends = np.asarray(runs.run_ends)
     spans = zip(runs.values.to_pylist(), np.concatenate([[0], ends[:-1]]), ends, strict=True)
-    return {name: (frame[a:b], seconds[a:b]) for name, a, b in spans if name in tracklets}
+    return {name: (frame[a:b], seconds[a:b]) for name, a, b in spans}

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csip.config import RuntimeConfig
-from csip.errors import StageError, VideoError
+from csip.errors import DecoderLostError, StageError, VideoError
 from csip.ingest.container import spell
 from csip.ingest.video import VideoInfo
 from csip.types import Frames
@@ -82,6 +82,12 @@ class Decoder:
             self._child.kill()
             self._child = None
 
+    def interrupt(self) -> None:
+        """End what the child does; a reading that goes on in another thread ends with DecoderLostError."""
+        child = self._child
+        if child is not None:
+            child.interrupt()
+
     def probe(self, path: Path) -> VideoInfo:
         """Read a file's packets and digest its bytes; see `csip.ingest.video.probe`.
 
@@ -96,7 +102,7 @@ class Decoder:
 
     def frames(
         self, path: Path, *, batch: int, start: int = 0, stop: int | None = None, stride: int = 1
-    ) -> Iterator[Frames]:
+    ) -> Generator[Frames, None, None]:
         """Decode the frames whose index lies in ``range(start, stop, stride)``, numbered as in the whole video.
 
         Args:
@@ -152,7 +158,7 @@ class Decoder:
                     raise ValueError(f"Decoder: another reading was begun before that of {spell(path)} was at its end.")
         except _BrokenError as error:
             self.close()
-            raise VideoError(f"{spell(path)}: {error}") from None
+            raise DecoderLostError(f"{spell(path)}: {error}") from None
         except GeneratorExit:
             # A new process costs less than finding out how far this one is.
             if self._open is mine:
@@ -237,6 +243,9 @@ class _Child:
     @property
     def _stdout(self) -> int:
         return self._process.stdout.fileno()  # type: ignore[union-attr]
+
+    def interrupt(self) -> None:
+        self._process.kill()
 
     def kill(self) -> None:
         self._process.kill()

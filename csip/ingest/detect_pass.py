@@ -1,107 +1,214 @@
-"""The first pass over a video: every frame through the pose model, into `detections`.
+"""The first pass over videos: every frame through the pose model, to the rows of `detections`.
 
-Shapes: N people, J joints.
+Frames go through the model in full batches, which may hold the end of one video and the beginning of the next.
+
+Shapes: F frames, N people, J joints.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from csip import tables
-from csip.config import DetectConfig, ExtractConfig, RuntimeConfig, to_plain
+from csip.config import DetectConfig, RuntimeConfig
+from csip.ingest.keep import keep_people
+from csip.ingest.phases import Seconds, timed
+from csip.ingest.plan import Segment, VideoPlan
 from csip.ingest.pose import PoseModel
-from csip.ingest.records import ExtractDigests, FrameReader, Pass, detect_key, record_video
-from csip.ingest.video import VideoInfo
+from csip.ingest.reading import Ended, Opened, Piece, Rejected, Step
 from csip.joints import COCO17
-from csip.tables import quote
-from csip.types import Output, People, Progress, SourceVideo
+from csip.types import ExtractDigests, Frames, IntArray, People
 from storage_schemas import TABLES
 
 
-def detect_video(
-    video: SourceVideo,
-    info: VideoInfo,
-    config: ExtractConfig,
-    digests: ExtractDigests,
-    runtime: RuntimeConfig,
-    out: Output,
-    models: dict[tuple[int, int], PoseModel],
-) -> Iterator[Progress]:
-    """Fill `detections` for one video, unless a finished run says that it is filled.
+@dataclass(slots=True)
+class Found:
+    """What the pose model saw in a segment.
 
-    Args:
-        video: which.
-        info: what its file says.
-        config: the build's settings.
-        digests: of them.
-        runtime: device, engine, batch.
-        out: the store.
-        models: loaded models by frame size (height, width); the newest is kept for the next video.
+    Attributes:
+        plan: of the video.
+        segment: which part of it.
+        frame_index: of the frames that were looked at.
+        time: of each, seconds from the container.
+        people: in each.
+        dropped: rule of `csip.ingest.keep` -> people that it left out.
+        reason: why the video breaks off within this segment; empty where it does not.
+        seconds: in the pose model.
+        elapsed: from its first frame to its last, seconds.
+        model: what ran: engine, device and image size; empty where no frame came.
+        begun: when the first of its frames went into the model, ISO 8601, UTC.
     """
-    this = Pass("detect_video", detect_key(video.video_sha, digests), video, digests)
-    where = f"video_sha = {quote(video.video_sha)} AND detect_digest = {quote(digests.detect)}"
-    known = tables.find_run(out.store, this.key)
-    if known is not None and tables.count(tables.current(out.store, "detections"), where) == known.counts["detections"]:
-        return
-    size = (info.height, info.width)
-    if size not in models:
-        models.clear()
-        models[size] = _load(config.detect, digests, runtime, size)
-    model = models[size]
-    reader = FrameReader(info, batch=runtime.pose_batch, threads=runtime.decode_threads)
-    found: list[tuple[int, float, People]] = []
-    model_seconds = 0.0
-    for frames in reader:
-        before = time.monotonic()
-        people = model(frames)
-        model_seconds += time.monotonic() - before
-        found.extend(zip(frames.frame_index.tolist(), frames.time.tolist(), people, strict=True))
-        rate = reader.num_frames / max(this.seconds(), 1e-9)
-        yield Progress("detect", reader.num_frames, info.num_frames, "frames", {"frames_per_second": rate})
-    rows = detection_rows(video.video_sha, digests.detect, found)
-    tables.upsert(out.store, "detections", rows, replace=where)
-    status = "partial" if reader.reason else "ok"
-    record_video(out.store, info.path, info, status, reader.reason, reader.num_frames)
-    counts = {
-        "frames": reader.num_frames,
-        "detections": len(rows),
-        "model_seconds": round(model_seconds, 3),
-        "engine": model.engine,
-    }
-    this.record(out, config=to_plain(config.detect), counts=counts, device=model.device)
+
+    plan: VideoPlan
+    segment: Segment
+    frame_index: list[int] = field(default_factory=list)
+    time: list[float] = field(default_factory=list)
+    people: list[People] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+    elapsed: float = 0.0
+    model: dict[str, str | int] = field(default_factory=dict)
+    begun: str = field(default_factory=tables.now)
+    _clock: float = field(default_factory=monotonic)
+
+    def complete(self, reason: str) -> Found:
+        """Say that no more of its frames come, and why, if the video breaks off."""
+        self.reason, self.elapsed = reason, monotonic() - self._clock
+        return self
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing of the video comes after it."""
+        return self.segment.end is None or bool(self.reason)
 
 
-def _load(config: DetectConfig, digests: ExtractDigests, runtime: RuntimeConfig, size: tuple[int, int]) -> PoseModel:
-    return PoseModel(
-        digests.weights_path,
-        image_size=config.image_size,
-        confidence=config.confidence,
-        iou=config.iou,
-        max_people=config.max_people,
-        device=runtime.device,
-        engine=runtime.pose_engine,
-        precision=config.precision,
-        frame_size=size,
-    )
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Frames whose people are on their way."""
+
+    plan: VideoPlan
+    segment: Segment
+    frame_index: IntArray
+    time: npt.NDArray[np.float64]
+    size: tuple[int, int]
 
 
-def detection_rows(video_sha: str, detect_digest: str, found: list[tuple[int, float, People]]) -> pa.Table:
-    """Lay out (frame_index, seconds, people) as rows of `detections`."""
-    count = [len(people) for _, _, people in found]
+class DetectPass:
+    """Runs the pose model over a stream of frames.
+
+    Attributes:
+        frames: that it has seen so far.
+    """
+
+    def __init__(self, config: DetectConfig, digests: ExtractDigests, runtime: RuntimeConfig, seconds: Seconds) -> None:
+        """Load nothing yet.
+
+        Args:
+            config: what the model is to find.
+            digests: where its weights lie.
+            runtime: device, engine, batch.
+            seconds: to count its time in.
+        """
+        self._config, self._digests, self._runtime, self._seconds = config, digests, runtime, seconds
+        self._size = (0, 0)
+        self._model: PoseModel | None = None
+        self._held: list[Frames] = []
+        self._answers: deque[tuple[People, float]] = deque()
+        self._waiting: deque[_Asked | Opened | Ended | Rejected] = deque()
+        self._found: Found | None = None
+        self.frames = 0
+
+    def __call__(self, steps: Iterable[Step]) -> Iterator[Found | Opened | Ended | Rejected | None]:
+        """Pass the steps on in their order, with a `Found` in the place of a segment's frames; None after a batch."""
+        for step in steps:
+            if isinstance(step, Piece):
+                size = step.frames.pixels.shape[1:3]
+                if size != self._size:
+                    self._run(whole=True)
+                    self._size, self._model = size, None
+                self._held.append(step.frames)
+                frames = step.frames
+                self._waiting.append(_Asked(step.plan, step.segment, frames.frame_index, frames.time, size))
+                self._run(whole=False)
+                yield None
+            else:
+                self._waiting.append(step)
+            yield from self._ready()
+        self._run(whole=True)
+        yield from self._ready()
+
+    def _run(self, *, whole: bool) -> None:
+        """Put full batches of the frames that are held through the model; with `whole`, what is left of them too."""
+        batch = self._runtime.pose_batch
+        while (count := sum(map(len, self._held))) >= (1 if whole else batch):
+            frames = self._held[0] if len(self._held) == 1 else _join(self._held)
+            self._held = [frames[batch:]] if count > batch else []
+            if self._model is None:
+                with timed(self._seconds, "load"):
+                    self._model = self._load()
+            before = monotonic()
+            people = self._model(frames[:batch])
+            spent = monotonic() - before
+            self._seconds["model"] += spent  # type: ignore[assignment]
+            self._answers.extend((one, spent / len(people)) for one in people)
+            self.frames += len(people)
+
+    def _ready(self) -> Iterator[Found | Opened | Ended | Rejected]:
+        while self._waiting:
+            head = self._waiting[0]
+            if isinstance(head, _Asked):
+                if len(self._answers) < len(head.frame_index):
+                    return
+                self._answer(head)
+            elif isinstance(head, Ended) and head.seen:
+                yield self._current(head.plan, head.segment).complete(head.reason)
+                self._found = None
+            else:
+                self._found = None
+                yield head
+            self._waiting.popleft()
+
+    def _current(self, plan: VideoPlan, segment: Segment) -> Found:
+        if self._found is None:
+            self._found = Found(plan, segment)
+        return self._found
+
+    def _answer(self, asked: _Asked) -> None:
+        found = self._current(asked.plan, asked.segment)
+        found.frame_index += asked.frame_index.tolist()
+        found.time += asked.time.tolist()
+        for _ in range(len(asked.frame_index)):
+            people, seconds = self._answers.popleft()
+            kept, dropped = keep_people(people, asked.size, self._config)
+            found.people.append(kept)
+            found.dropped = {rule: found.dropped.get(rule, 0) + count for rule, count in dropped.items()}
+            found.seconds += seconds
+        if self._model is not None:
+            model = self._model
+            found.model = {"engine": model.engine, "device": model.device, "image_size": model.image_size}
+
+    def _load(self) -> PoseModel:
+        config, runtime = self._config, self._runtime
+        return PoseModel(
+            Path(self._digests.weights_path),
+            image_size=config.image_size,
+            confidence=config.confidence,
+            iou=config.iou,
+            max_people=config.max_people,
+            precision=config.precision,
+            device=runtime.device,
+            engine=runtime.pose_engine,
+            frame_size=self._size,
+        )
+
+
+def _join(some: Sequence[Frames]) -> Frames:
+    columns = zip(*((one.pixels, one.frame_index, one.time) for one in some), strict=True)
+    return Frames(*(np.concatenate(column) for column in columns))
+
+
+def detection_rows(video_sha: str, detect_digest: str, found: Found) -> pa.Table:
+    """Lay out what was found as rows of `detections`."""
+    count = [len(people) for people in found.people]
     n = [np.arange(c, dtype=np.int32) for c in count]
-    people = [nobody(), *(people for _, _, people in found)]
+    people = [nobody(), *found.people]
     rows = sum(count)
     return pa.table(
         [
             pa.array([video_sha] * rows, pa.string()),
             pa.array([detect_digest] * rows, pa.string()),
-            pa.array(np.repeat(np.array([index for index, _, _ in found], np.int64), count)),
+            pa.array(np.repeat(np.array(found.frame_index, np.int64), count)),
             pa.array(np.concatenate([np.zeros(0, np.int32), *n])),
-            pa.array(np.repeat(np.array([at for _, at, _ in found], np.float64), count)),
+            pa.array(np.repeat(np.array(found.time, np.float64), count)),
             tables.boxes_column(np.concatenate([p.boxes for p in people])),
             pa.array(np.concatenate([p.score for p in people])),
             tables.keypoints_column(np.concatenate([p.keypoints for p in people])),

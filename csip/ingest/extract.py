@@ -1,59 +1,190 @@
-"""Videos to rows: detections, then tracklets, crops and skeletons, a commit each; the store says what is done.
+"""Videos to rows: detections, then tracklets, crops and skeletons; the store says what is done.
 
-Detection and tracking are two passes over a video. The first (`detect_pass`) costs the pose model and fills
-`detections`; the second (`track_pass`) decodes again, at a hundredth of that cost, and can be repeated with other
-tracker settings without a GPU.
+The work overlaps. One process decodes ahead for the pose model, which this thread keeps busy; a second thread goes
+behind it, segment by segment, with a decoding process of its own: it stores detections, tracks, cuts crops out and
+stores those (`csip.ingest.storing`). Every queue between them is bounded, so that memory does not grow with the length
+of a video.
 """
 
 from __future__ import annotations
 
-import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig
-from csip.errors import VideoError
-from csip.ingest.detect_pass import detect_video
-from csip.ingest.pose import PoseModel
-from csip.ingest.records import extract_digests, record_video
-from csip.ingest.track_pass import track_video
-from csip.ingest.video import probe
-from csip.types import ExtractedVideo, Outcome, Output, Progress, SourceVideo, Stage
+from csip.errors import StoreError, VideoError
+from csip.ingest.decoder import Decoder
+from csip.ingest.detect_pass import DetectPass, Found
+from csip.ingest.phases import Seconds, timed, waiting_for
+from csip.ingest.plan import VideoPlan, make_plan
+from csip.ingest.prefetch import prefetch
+from csip.ingest.reading import Ended, Opened, Rejected, read_videos
+from csip.ingest.storing import Storing
+from csip.types import ExtractDigests, ExtractedVideo, Outcome, Output, Progress, SourceVideo, Stage
 
-_LOG = logging.getLogger(__name__)
+_PIECES_AHEAD = 2
+_SEGMENTS_BEHIND = 2
+_SECONDS_BETWEEN_RECORDS = 0.5
 
 
 def extract_videos(
-    out: Output, videos: tuple[SourceVideo, ...], config: ExtractConfig, runtime: RuntimeConfig
+    out: Output,
+    videos: tuple[SourceVideo, ...],
+    digests: ExtractDigests,
+    config: ExtractConfig,
+    runtime: RuntimeConfig,
 ) -> Stage[tuple[ExtractedVideo, ...]]:
-    """Stage `extract_videos`: detect, track and cut out the people of a batch of videos, a commit each.
+    """Stage `extract_videos`: detect, track and cut out the people of a batch of videos.
 
-    A video that cannot be decoded is quarantined with its reason and stops none of the others; one that breaks
-    off is kept as far as it goes and recorded as partial.
+    A video that cannot be decoded, or whose decoder hangs or dies, is quarantined with its reason and stops none of the
+    others; one that breaks off is kept as far as it goes and recorded as partial.
+
+    Args:
+        out: the store.
+        videos: in the order to work in.
+        digests: of what decides the rows.
+        config: the build's settings.
+        runtime: device, engine, threads, deadlines.
+
+    Raises:
+        StoreError: the store cannot be written, or no pose model may run and a video's detections are not there.
     """
-    digests = extract_digests(config)
+    begun = time.monotonic()
     tables.prepare_store(out.store)
-    done: list[ExtractedVideo] = []
-    names = ("frames", "detections", "tracklets", "crops")
-    totals: dict[str, int | float | str] = dict.fromkeys((*names, "failed"), 0)
-    models: dict[tuple[int, int], PoseModel] = {}
-    for video in videos:
-        try:
-            info = probe(Path(video.path))
-            if info.sha256 != video.video_sha:
-                raise VideoError(
-                    f"{video.path}: was {video.video_sha[:12]} when it was listed and is {info.sha256[:12]} now. "
-                    "Is it still being written? Run the same command again when it is complete."
-                )
-            yield from detect_video(video, info, config, digests, runtime, out, models)
-            run = yield from track_video(video, info, config, digests, runtime, out)
-        except VideoError as error:
-            record_video(out.store, Path(video.path), None, "quarantined", str(error), 0)
-            totals["failed"] = int(totals["failed"]) + 1
-            _LOG.warning("Left out: %s", error)
-            continue
-        done.append(ExtractedVideo(video.video_sha, digests.track, run.run_id))
-        for name in names:
-            totals[name] = int(totals[name]) + int(run.counts[name])
-    yield Progress("extract_videos", len(videos), len(videos), "videos")
-    return Outcome(tuple(done), totals, digests.weights)
+    seconds: Seconds = Counter()
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Decoder(runtime)) for _ in range(2))
+        encoders = stack.enter_context(ThreadPoolExecutor(runtime.encode_threads, "encode"))
+        storing = Storing(out, config, digests, second, encoders)
+        behind = stack.enter_context(closing(_Behind(storing)))
+
+        def plan(video: SourceVideo) -> VideoPlan:
+            return _plan(out.store, video, first, digests, config)
+
+        stride, batch = config.detect.stride, runtime.pose_batch
+        steps = prefetch(read_videos(videos, plan, first, stride=stride, batch=batch), _PIECES_AHEAD)
+        stack.enter_context(closing(steps))
+        # Whoever stops early does not wait for a decoder that may hang.
+        stack.callback(second.interrupt)
+        stack.callback(first.interrupt)
+        detecting = DetectPass(config.detect, digests, runtime, seconds)
+        position = _Position(videos, detecting, None if digests.weights_path else storing)
+        for step in detecting(waiting_for(steps, seconds, "read")):
+            if step is not None:
+                position.pass_by(step)
+                behind.give(step)
+                for _ in behind.wait_until(_SEGMENTS_BEHIND):
+                    yield position.record()
+            yield position.record()
+        with timed(seconds, "finish"):
+            for _ in behind.wait_until(0):
+                yield position.record()
+    total = position.record().total
+    yield Progress("extract_videos", total, total, "seconds of video")
+    seconds.update(storing.seconds)
+    seconds["all"] = time.monotonic() - begun  # type: ignore[assignment]
+    counts = storing.totals | {"seconds": {name: round(value, 3) for name, value in sorted(seconds.items())}}
+    return Outcome(tuple(storing.done), counts, digests.weights)
+
+
+def _plan(
+    store: str, video: SourceVideo, decoder: Decoder, digests: ExtractDigests, config: ExtractConfig
+) -> VideoPlan:
+    """Look at a video again, which may have changed since it was listed, and at what is done of it."""
+    info = decoder.probe(Path(video.path))
+    if info.sha256 != video.video_sha:
+        raise VideoError(
+            f"{video.path}: was {video.video_sha[:12]} when it was listed and is {info.sha256[:12]} now. "
+            "Is it still being written? Run the same command again when it is complete."
+        )
+    plan = make_plan(store, video, info, digests, config.detect)
+    if not digests.weights_path and not any(run.counts["reason"] for run in plan.detected.values()):
+        missing = len(plan.segments) - len(plan.detected)
+        if missing:
+            raise StoreError(
+                f"Store {store}: the detections of {missing} of {len(plan.segments)} segments of {video.path} are not "
+                "there. Tracking again needs them all; run `csip build-skeletons` on the video first."
+            )
+    return plan
+
+
+class _Behind:
+    """The second thread: does what it is given, in that order."""
+
+    def __init__(self, storing: Storing) -> None:
+        self._storing = storing
+        self._thread = ThreadPoolExecutor(1, "storing")
+        self._pending: deque[Future[None]] = deque()
+
+    def give(self, step: Found | Opened | Ended | Rejected) -> None:
+        storing = self._storing
+        match step:
+            case Found():
+                self._submit(lambda: storing.store_found(step))
+            case Ended():
+                self._submit(lambda: storing.store_known(step))
+            case Rejected():
+                self._submit(lambda: storing.quarantine(step))
+            case Opened(plan) if (run := plan.finished) is not None:
+                self._submit(lambda: storing.finished(plan.video, run))
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        self._pending.append(self._thread.submit(work))
+
+    def wait_until(self, left: int) -> Iterator[None]:
+        """Wait until at most `left` pieces of work are pending; give the caller a turn from time to time.
+
+        Raises:
+            CsipError: what a piece of work raised.
+        """
+        while self._pending and (self._pending[0].done() or len(self._pending) > left):
+            if wait([self._pending[0]], _SECONDS_BETWEEN_RECORDS).done:
+                self._pending.popleft().result()
+            yield
+
+    def close(self) -> None:
+        self._storing.stop()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._storing.close()
+
+
+class _Position:
+    """How far the work is, in seconds of video.
+
+    It is the pose model that people wait for; where none runs, it is the second pass.
+    """
+
+    def __init__(self, videos: tuple[SourceVideo, ...], detecting: DetectPass, storing: Storing | None) -> None:
+        self._durations = {video.video_sha: video.duration for video in videos}
+        self._total = sum(self._durations.values())
+        self._detecting, self._storing = detecting, storing
+        self._begun = time.monotonic()
+        self._before = self._this = self._known = 0.0
+        self._frames, self._frame_seconds = 0, 0.0
+
+    def pass_by(self, step: Found | Opened | Ended | Rejected) -> None:
+        """Take note of a step that is done."""
+        match step:
+            case Opened(plan):
+                self._before += self._this
+                self._this = self._durations[plan.video.video_sha]
+                self._known, self._frames = 0.0, self._detecting.frames
+                self._frame_seconds = plan.info.duration / max(plan.info.num_frames, 1)
+            case Ended(plan, segment):
+                self._known += self._frame_seconds * plan.detected[segment.number].counts["end_frame"]
+
+    def record(self) -> Progress:
+        """Say how far it is."""
+        seen = self._detecting.frames - self._frames
+        done = self._before + min(self._known + seen * self._frame_seconds, self._this)
+        if self._storing is not None:
+            done = self._storing.seconds_of_video
+        rate = self._detecting.frames / max(time.monotonic() - self._begun, 1e-9)
+        total = math.ceil(self._total)
+        return Progress("extract_videos", min(int(done), total), total, "seconds of video", {"frames_per_second": rate})

@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from csip import tables
 from csip.config import ExtractConfig, digest, to_plain
-from csip.errors import VideoError
-from csip.ingest.video import VideoInfo, read_frames
+from csip.ingest.video import VideoInfo
 from csip.ingest.yolo import resolve_weights
 from csip.lineage import git_commit
 from csip.tables import RunRecord
-from csip.types import Frames, Output, SourceVideo
+from csip.types import ExtractDigests, Output, SourceVideo
 from csip.weights import digest_weights
 
 EXTRACT_VERSION = 1
 """Raise it when a change to this room changes rows; `tests/csip/ingest/test_golden_rows.py` says when."""
-
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractDigests:
-    """What decides a video's rows.
-
-    Attributes:
-        detect: of the detection settings, the weights and EXTRACT_VERSION.
-        track: of that and the tracking settings.
-        weights: file name -> SHA-256.
-        weights_path: where the weights lie.
-    """
-
-    detect: str
-    track: str
-    weights: Mapping[str, str]
-    weights_path: Path
 
 
 def extract_digests(config: ExtractConfig) -> ExtractDigests:
@@ -54,7 +31,7 @@ def extract_digests(config: ExtractConfig) -> ExtractDigests:
     path = resolve_weights(config.detect.weights)
     sha = digest_weights(path)
     detect = digest(EXTRACT_VERSION, replace(config.detect, weights=""), sha)
-    return ExtractDigests(detect, digest(detect, config.track), {path.name: sha}, path)
+    return ExtractDigests(detect, digest(detect, config.track), {path.name: sha}, str(path))
 
 
 def tracklet_prefix(video_sha: str, track_digest: str) -> str:
@@ -65,11 +42,6 @@ def tracklet_prefix(video_sha: str, track_digest: str) -> str:
 def tracklet_id(video_sha: str, track_digest: str, number: int) -> str:
     """Name a tracklet by video, settings and track number."""
     return f"{tracklet_prefix(video_sha, track_digest)}{number:05d}"
-
-
-def detect_key(video_sha: str, digests: ExtractDigests) -> str:
-    """Key of the run that fills a video's detections."""
-    return digest("detect_video", video_sha, digests.detect)
 
 
 def finished_videos(store: str, track_digest: str) -> dict[str, RunRecord]:
@@ -107,73 +79,50 @@ def _content(path: Path) -> tuple[str, int]:
         return hashlib.sha256(os.fsencode(path)).hexdigest(), 0
 
 
-@dataclass(slots=True)
-class Pass:
-    """One pass over one video: what it is keyed on, and when it began.
+def record_pass(
+    out: Output,
+    stage: str,
+    key: str,
+    video: SourceVideo,
+    digests: ExtractDigests,
+    *,
+    config: Any,
+    counts: Any,
+    device: str,
+    started: str,
+    seconds: float,
+) -> RunRecord:
+    """Say in `runs` that a pass over a segment of a video is finished; its rows must all be committed.
 
-    Attributes:
-        stage: "detect_video" or "track_video".
+    Args:
+        out: the store.
+        stage: "detect_video"; "track_segment", or "track_video" for the last segment, which finishes the video.
         key: equal keys mean equal rows.
-        video: the video.
+        video: which.
         digests: what decides its rows.
+        config: the sections that the pass read.
+        counts: what it made.
+        device: where it ran.
         started: ISO 8601, UTC.
+        seconds: that it took.
     """
-
-    stage: str
-    key: str
-    video: SourceVideo
-    digests: ExtractDigests
-    started: str = field(default_factory=tables.now)
-    _begun: float = field(default_factory=time.monotonic)
-
-    def seconds(self) -> float:
-        """Time since the pass began, seconds."""
-        return time.monotonic() - self._begun
-
-    def record(self, out: Output, *, config: Any, counts: Any, device: str) -> RunRecord:
-        """Say in `runs` that the pass is finished; its rows must all be committed."""
-        digests = {"detect_digest": self.digests.detect}
-        if self.stage == "track_video":
-            digests["track_digest"] = self.digests.track
-        run = RunRecord(
-            run_id=uuid.uuid4().hex[:12],
-            stage=self.stage,
-            key=self.key,
-            inputs={"video": to_plain(self.video)},
-            outputs={"video_sha": self.video.video_sha, **digests},
-            config=config,
-            counts=counts,
-            weights=dict(self.digests.weights),
-            source_digest=f"extract-{EXTRACT_VERSION}",
-            git_commit=git_commit(),
-            device=device,
-            started=self.started,
-            seconds=round(self.seconds(), 3),
-        )
-        tables.record_run(out.store, run)
-        return run
-
-
-class FrameReader:
-    """Reads a video to where it breaks off; remembers how far it came and why it stopped."""
-
-    def __init__(self, info: VideoInfo, *, batch: int, threads: int) -> None:
-        self.info, self.batch, self.threads = info, batch, threads
-        self.num_frames = 0
-        self.reason = ""
-
-    def __iter__(self) -> Iterator[Frames]:
-        """Give the frames in batches.
-
-        Raises:
-            VideoError: not one frame could be decoded.
-        """
-        try:
-            for frames in read_frames(self.info.path, batch=self.batch, threads=self.threads):
-                self.num_frames += len(frames)
-                yield frames
-        except VideoError as error:
-            if not self.num_frames:
-                raise
-            self.reason = str(error)
-            _LOG.warning("%s", error)
+    outputs = {"video_sha": video.video_sha, "detect_digest": digests.detect}
+    if stage != "detect_video":
+        outputs["track_digest"] = digests.track
+    run = RunRecord(
+        run_id=uuid.uuid4().hex[:12],
+        stage=stage,
+        key=key,
+        inputs={"video": to_plain(video)},
+        outputs=outputs,
+        config=config,
+        counts=counts,
+        weights=dict(digests.weights),
+        source_digest=f"extract-{EXTRACT_VERSION}",
+        git_commit=git_commit(),
+        device=device,
+        started=started,
+        seconds=round(seconds, 3),
+    )
+    tables.record_run(out.store, run)
+    return run

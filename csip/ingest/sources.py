@@ -84,7 +84,7 @@ def list_videos(
         )
     every = tuple(videos[sha] for sha in sorted(videos))
     todo = [video for video in every if video.video_sha not in done]
-    listed = VideoList(every, _batches(todo, runtime.video_batch_seconds), digests.track)
+    listed = VideoList(every, batch_videos(todo, runtime.video_batch_seconds), digests)
     counts = {
         "files": len(found.files),
         "videos": len(every),
@@ -226,7 +226,7 @@ def _read_manifest(path: Path, camera: str, closed: list[str]) -> Iterator[Named
             yield Named(video, camera or line["camera"])
 
 
-def _batches(videos: list[SourceVideo], seconds: float) -> tuple[tuple[SourceVideo, ...], ...]:
+def batch_videos(videos: list[SourceVideo], seconds: float) -> tuple[tuple[SourceVideo, ...], ...]:
     """Join short videos until they fill `seconds`, so that one process serves them; a long one stands alone."""
     batches: list[list[SourceVideo]] = []
     filled = seconds

@@ -1,39 +1,22 @@
-"""The door to ultralytics' trackers: people in single frames to tracklets.
+"""The door to ultralytics' trackers: people in single frames to track numbers, frame by frame.
 
-Tracking is kept apart from detection: detections are rows that can be tracked again with other settings in seconds.
-The cameras are fixed, so no tracker here looks at pixels.
+The cameras are fixed, so no tracker here looks at pixels. What becomes of the tracks is decided in
+`csip.ingest.tracklets`.
 
-Shapes: T frames of a tracklet, N people in a frame, J joints.
+Shapes: N people in a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from csip.config import TrackConfig
 from csip.ingest.yolo import import_quietly
-from csip.types import FloatArray, People, Tracklet
-
-TOO_SHORT = "shorter than min_frames"
-TOO_UNSURE = "low keypoint confidence"
-
-
-@dataclass(frozen=True, slots=True)
-class TrackResult:
-    """What a video's detections were joined to.
-
-    Attributes:
-        tracklets: kept ones, in the order in which people appear.
-        dropped: reason -> tracklets dropped for it; every reason is there.
-    """
-
-    tracklets: tuple[Tracklet, ...]
-    dropped: Mapping[str, int]
+from csip.types import FloatArray, People
 
 
 class _Detections:
@@ -56,102 +39,72 @@ class _Detections:
         return _Detections(self.xyxy[rows], self.conf[rows])
 
 
-def build_tracklets(
-    detections: Iterable[tuple[int, People]],
-    *,
-    fps: float,
-    tracker: Literal["bytetrack", "botsort"],
-    high_confidence: float,
-    low_confidence: float,
-    new_confidence: float,
-    match_cost: float,
-    buffer_seconds: float,
-    min_frames: int,
-    min_keypoint_confidence: float,
-    make_id: Callable[[int], str],
-) -> TrackResult:
-    """Join detections over time.
+class Association:
+    """One video's tracker. Its clock is the frame that is looked at; people come in the order of frames.
 
-    Boxes, scores and keypoints of a tracklet are the detections' own, not the tracker's smoothed ones.
-
-    Args:
-        detections: (frame_index, people) of every frame in order, those without people among them: the tracker's
-            clock is the frame. A jump in frame_index (frames that were lost) lets as many frames pass.
-        fps: of the video; turns `buffer_seconds` into frames.
-        tracker: which one.
-        high_confidence: see `csip.config.TrackConfig`, as for all that follow.
-        low_confidence: lowest score that can prolong a track.
-        new_confidence: lowest score that can start one.
-        match_cost: largest cost of an association.
-        buffer_seconds: how long a lost track may come back.
-        min_frames: shorter tracklets are dropped.
-        min_keypoint_confidence: tracklets with a lower mean over frames and joints are dropped.
-        make_id: gives the tracklet_id of a track number; these count from 0 in order of appearance.
-
-    Raises:
-        ValueError: fps is not positive, or frame_index does not increase.
+    Attributes:
+        buffer: frames that a track may be unseen for and still come back under its number.
     """
-    if not fps > 0:
-        raise ValueError(f"build_tracklets: got {fps} frames a second, expected more than 0.")
-    tracking = _make_tracker(
-        tracker,
-        track_high_thresh=high_confidence,
-        track_low_thresh=low_confidence,
-        new_track_thresh=new_confidence,
-        match_thresh=match_cost,
-        track_buffer=max(round(buffer_seconds * fps), 1),
-    )
-    tracks = _follow(detections, tracking)
-    dropped = {TOO_SHORT: 0, TOO_UNSURE: 0}
-    kept: list[Tracklet] = []
-    for number, rows in enumerate(tracks):
-        if len(rows) < min_frames:
-            dropped[TOO_SHORT] += 1
-            continue
-        tracklet = _tracklet(make_id(number), rows)
-        if tracklet.keypoints[:, :, 2].mean() < min_keypoint_confidence:
-            dropped[TOO_UNSURE] += 1
-            continue
-        kept.append(tracklet)
-    return TrackResult(tuple(kept), dropped)
+
+    def __init__(self, config: TrackConfig, *, rate: float, stride: int) -> None:
+        """Begin a video.
+
+        Args:
+            config: which tracker, and its thresholds.
+            rate: frames looked at a second.
+            stride: distance of two frames that are looked at, in frame_index.
+
+        Raises:
+            ValueError: rate is not positive.
+        """
+        if not rate > 0:
+            raise ValueError(f"Association: got {rate} frames a second, expected more than 0.")
+        self.buffer = max(round(config.buffer_seconds * rate), 1)
+        self._stride = stride
+        self._before: int | None = None
+        self._tracker = _make_tracker(config, self.buffer)
+
+    def update(self, frame_index: int, people: People) -> list[tuple[int, int]]:
+        """Associate the people of the next frame.
+
+        Args:
+            frame_index: of the frame. Frames that were lost before it let as much time pass.
+            people: in it; a frame without people counts as well.
+
+        Returns:
+            (track number, row of `people`) of those that belong to a track, by track number. A track's first detection
+            belongs to it from the next frame on, except in the first frame of a video.
+
+        Raises:
+            ValueError: frame_index does not increase.
+        """
+        if self._before is not None and frame_index <= self._before:
+            raise ValueError(
+                f"Association: frame_index {frame_index} comes after {self._before}; expected every frame in order."
+            )
+        lost = 0 if self._before is None else (frame_index - self._before) // self._stride - 1
+        # Beyond the buffer nothing is left to be forgotten.
+        for _ in range(min(lost, self.buffer + 1)):
+            self._tracker.update(_Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)))
+        self._before = frame_index
+        # Copies: the tracker keeps views of what it is given.
+        seen = _Detections(people.boxes.astype(np.float32), people.score.astype(np.float32))
+        rows = np.asarray(self._tracker.update(seen), dtype=np.float64).reshape(-1, 8)
+        # Columns: x1 y1 x2 y2 track_id score class row.
+        return sorted((int(row[4]), int(row[7])) for row in rows)
 
 
-def _make_tracker(tracker: str, **settings: float) -> Any:
-    fixed = {"fuse_score": True}
+def _make_tracker(config: TrackConfig, buffer: int) -> Any:
+    settings = {
+        "track_high_thresh": config.high_confidence,
+        "track_low_thresh": config.low_confidence,
+        "new_track_thresh": config.new_confidence,
+        "match_thresh": config.match_cost,
+        "track_buffer": buffer,
+        "fuse_score": True,
+    }
     # Read by BoT-SORT only; without motion compensation and appearance its difference is the Kalman filter's state.
     fixed_camera = {"gmc_method": "none", "with_reid": False, "proximity_thresh": 0.5, "appearance_thresh": 0.8}
     trackers = import_quietly("ultralytics.trackers")
-    make = {"bytetrack": trackers.BYTETracker, "botsort": trackers.BOTSORT}[tracker]
-    return make(SimpleNamespace(tracker_type=tracker, **settings, **fixed, **fixed_camera))
-
-
-def _follow(detections: Iterable[tuple[int, People]], tracking: Any) -> list[list[tuple[int, People, int]]]:
-    """List each track's (frame_index, people, row of people), tracks in order of appearance."""
-    tracks: dict[int, list[tuple[int, People, int]]] = {}
-    before = None
-    nobody = _Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-    for frame_index, people in detections:
-        if before is not None and frame_index <= before:
-            raise ValueError(
-                f"build_tracklets: frame_index {frame_index} comes after {before}; expected every frame in order."
-            )
-        for _ in range(0 if before is None else frame_index - before - 1):
-            tracking.update(nobody)
-        before = frame_index
-        # Copies: the tracker keeps views of what it is given.
-        seen = _Detections(people.boxes.astype(np.float32), people.score.astype(np.float32))
-        rows = np.asarray(tracking.update(seen), dtype=np.float64).reshape(-1, 8)
-        for row in rows[np.argsort(rows[:, 4], kind="stable")]:
-            # Columns: x1 y1 x2 y2 track_id score class row.
-            tracks.setdefault(int(row[4]), []).append((frame_index, people, int(row[7])))
-    return list(tracks.values())
-
-
-def _tracklet(tracklet_id: str, rows: list[tuple[int, People, int]]) -> Tracklet:
-    return Tracklet(
-        tracklet_id=tracklet_id,
-        frame_index=np.array([frame_index for frame_index, _, _ in rows], dtype=np.int64),
-        boxes=np.stack([people.boxes[row] for _, people, row in rows]),
-        score=np.array([people.score[row] for _, people, row in rows], dtype=np.float32),
-        keypoints=np.stack([people.keypoints[row] for _, people, row in rows]),
-    )
+    make = {"bytetrack": trackers.BYTETracker, "botsort": trackers.BOTSORT}[config.tracker]
+    return make(SimpleNamespace(tracker_type=config.tracker, **settings, **fixed_camera))

@@ -1,11 +1,20 @@
 """The second pass over a video: its detections to tracklets, and the tracklets' crops and skeletons.
 
+It goes segment by segment behind the first pass and decodes again, at a few hundredths of the pose model's cost: so the
+tracker can look both ways within a segment, no crop is made that nobody keeps, and tracking again with other settings
+is this pass alone.
+
 Shapes: H W pixels of a frame, N rows, J joints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,184 +22,340 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from csip import tables
-from csip.config import ExtractConfig, RuntimeConfig, digest, to_plain
-from csip.errors import StoreError, VideoError
+from csip.config import ExtractConfig, to_plain
+from csip.errors import DecoderLostError, StoreError, VideoError
 from csip.extractors import describe_extractor
 from csip.ingest.cut import encode_crop
+from csip.ingest.decoder import Decoder
 from csip.ingest.detect_pass import nobody
-from csip.ingest.records import ExtractDigests, FrameReader, Pass, detect_key, tracklet_id, tracklet_prefix
-from csip.ingest.track import TrackResult, build_tracklets
-from csip.ingest.video import VideoInfo
+from csip.ingest.phases import Seconds, timed, waiting_for
+from csip.ingest.plan import Segment, VideoPlan, track_key
+from csip.ingest.records import record_pass, tracklet_id, tracklet_prefix
+from csip.ingest.tracklets import SegmentTracks, TrackSummary, VideoTracker
 from csip.joints import COCO17
 from csip.tables import RunRecord, quote
-from csip.types import Output, People, Progress, SourceVideo, Tracklet
+from csip.types import ExtractDigests, Frames, Output, People, Tracklet
 from storage_schemas import TABLES
 
-_COMMIT_CROPS = 4_000
-_DECODE_BATCH = 16
+_COMMIT_CROPS, _COMMIT_BYTES = 4_000, 64_000_000
+_DECODE_BATCH = 8
 
 
-def track_video(
-    video: SourceVideo,
-    info: VideoInfo,
-    config: ExtractConfig,
-    digests: ExtractDigests,
-    runtime: RuntimeConfig,
-    out: Output,
-) -> Generator[Progress, None, RunRecord]:
-    """Fill `crops`, `skeletons` and `tracklets` for one video, in this order; return the run that says so.
+class StoppedError(Exception):
+    """The pass was asked to leave off."""
 
-    Raises:
-        VideoError: the second reading of the file gave other frames than the first.
-        StoreError: the video's detections are not in the store.
+
+class TrackPass:
+    """Tracks and cuts out one video, segment by segment; one that was killed goes on where it was.
+
+    The tracker's state at a segment's beginning is no more than what it makes of the detections before it. They are
+    stored, so a new process makes it again, and a tracklet goes on over the border as if nothing had happened.
+
     """
-    this = Pass("track_video", digest("track_video", video.video_sha, digests.track), video, digests)
-    known = tables.find_run(out.store, this.key)
-    if known is not None:
-        return known  # another build has done it since this one listed its videos
-    detected = tables.find_run(out.store, detect_key(video.video_sha, digests))
-    if detected is None:
-        raise StoreError(f"Store {out.store}: found no detections of {video.path}. Run the detection pass first.")
-    result = track_detections(out.store, video.video_sha, info.fps, int(detected.counts["frames"]), config, digests)
-    # Rows of a run that was killed half-way, perhaps on another device, must not mix with these.
-    leftover = f"starts_with(tracklet_id, {quote(tracklet_prefix(video.video_sha, digests.track))})"
-    for name in ("crops", "skeletons"):
-        tables.delete(out.store, name, leftover)
-    times: dict[int, float] = {}
-    crops = 0
-    for step in _cut(info, result, config.track.jpeg_quality, runtime.decode_threads, times):
-        if isinstance(step, Progress):
-            yield step
-        else:
-            tables.upsert(out.store, "crops", step)
-            crops += len(step)
-    boxes = sum(len(tracklet) for tracklet in result.tracklets)
-    if crops != boxes:
-        raise VideoError(
-            f"{video.path}: the tracklets have {boxes} boxes, but reading the video again gave {crops} crops. The "
-            "file or its disk does not read the same twice; copy it anew and run the same command again."
+
+    def __init__(
+        self,
+        plan: VideoPlan,
+        config: ExtractConfig,
+        digests: ExtractDigests,
+        out: Output,
+        decoder: Decoder,
+        encoders: ThreadPoolExecutor,
+        seconds: Seconds,
+        stopping: threading.Event,
+    ) -> None:
+        """Begin with the video's first segment.
+
+        Args:
+            plan: of the video.
+            config: the build's settings.
+            digests: of them.
+            out: the store.
+            decoder: decodes.
+            encoders: threads that make crops.
+            seconds: to count its time in.
+            stopping: when it is set, the pass leaves off.
+        """
+        self._stopping = stopping
+        self._plan, self._config, self._digests, self._out = plan, config, digests, out
+        self._encoders, self._seconds = encoders, seconds
+        sha = plan.video.video_sha
+        self._prefix = tracklet_prefix(sha, digests.track)
+        self._tracker = VideoTracker(
+            config.track,
+            fps=plan.info.fps,
+            frame_size=(plan.info.height, plan.info.width),
+            stride=config.detect.stride,
+            make_id=lambda number: tracklet_id(sha, digests.track, number),
         )
-    tables.upsert(out.store, "skeletons", _skeleton_rows(result.tracklets, digests.detect))
-    made = {"layout": COCO17.name, "name": "YOLO-pose on frames", "units": "frame pixels", "weights": digests.weights}
-    describe_extractor(out.store, digests.detect, made)
-    rows = [_tracklet_row(t, video.video_sha, digests.track, times) for t in result.tracklets]
-    where = f"video_sha = {quote(video.video_sha)} AND track_digest = {quote(digests.track)}"
-    tables.upsert(out.store, "tracklets", tables.from_rows("tracklets", rows), replace=where)
-    seen = [t.keypoints[:, :, 2].mean(axis=1) for t in result.tracklets]
-    counts = {
-        **detected.counts,
-        "detect_seconds": detected.seconds,
-        "tracklets": len(result.tracklets),
-        "crops": crops,
-        "keypoint_confidence": round(float(np.concatenate(seen).mean()), 4) if seen else 0.0,
-        "dropped": dict(result.dropped),
-    }
-    settings = {"detect": to_plain(config.detect), "track": to_plain(config.track)}
-    return this.record(out, config=settings, counts=counts, device="cpu")
+        self._pictures = _Pictures(plan, decoder, config.detect.stride)
+        self._summaries: dict[str, TrackSummary] = {}
+        self._times: dict[str, tuple[float, float]] = {}
+        self._counts: dict[str, int] = {"frames": 0, "detections": 0}
+        self._dropped: Counter[str] = Counter()
+        self._rules: Counter[str] = Counter()
+
+    def __call__(self, segment: Segment, detected: RunRecord, *, last: bool) -> RunRecord:
+        """Fill `crops` and `skeletons` for a segment and, with the last, `tracklets`; return the run that says so.
+
+        Args:
+            segment: the next one.
+            detected: the run that filled its detections.
+            last: nothing of the video comes after it.
+
+        Raises:
+            VideoError: the second reading of the file gave other frames than the first.
+            StoreError: another build has written other rows for the same video meanwhile.
+        """
+        started, begun = tables.now(), time.monotonic()
+        tracks = self._track(segment, detected, last=last)
+        known = self._plan.tracked.get(segment.number)
+        if known is not None:
+            return known
+        end = None if last else segment.end
+        crops = self._cut(segment.first, end, tracks.tracklets)
+        self._write("skeletons", _skeleton_rows(tracks.tracklets, self._digests.detect), segment.first, end)
+        for name in ("crops", "skeletons"):
+            for withdrawn in tracks.withdrawn:
+                tables.delete(self._out.store, name, f"tracklet_id = {quote(withdrawn)}")
+        if last:
+            with timed(self._seconds, "write"):
+                self._finish()
+        video = self._plan.video
+        return record_pass(
+            self._out,
+            "track_video" if last else "track_segment",
+            track_key(video, self._digests, segment),
+            video,
+            self._digests,
+            config={"detect": to_plain(self._config.detect), "track": to_plain(self._config.track)},
+            counts={"segment": segment.number, "segment_crops": crops, **self._totals(detected)},
+            device="cpu",
+            started=started,
+            seconds=time.monotonic() - begun,
+        )
+
+    def _track(self, segment: Segment, detected: RunRecord, *, last: bool) -> SegmentTracks:
+        store, sha, stride = self._out.store, self._plan.video.video_sha, self._config.detect.stride
+        end = int(detected.counts["end_frame"])
+        times: dict[int, float] = {}
+        with timed(self._seconds, "track"):
+            for frame_index, at, people in read_detections(
+                store, sha, self._digests.detect, segment.first, end, stride
+            ):
+                times[frame_index] = at
+                self._tracker.add(frame_index, people)
+            tracks = self._tracker.end_segment(final=last)
+        for name in self._counts:
+            self._counts[name] += int(detected.counts[name])
+        self._dropped.update(tracks.dropped)
+        self._rules.update(tracks.rules)
+        for name in tracks.withdrawn:
+            del self._summaries[name], self._times[name]
+        for name, summary in tracks.summaries.items():
+            first = self._times[name][0] if name in self._times else times[summary.first_frame]
+            self._times[name] = (first, times.get(summary.last_frame, self._times.get(name, (0.0, 0.0))[1]))
+            self._summaries[name] = summary
+        return tracks
+
+    def _cut(self, first: int, end: int | None, tracklets: tuple[Tracklet, ...]) -> int:
+        """Cut a segment's boxes out of its frames into `crops`, in commits of bounded size; return how many there are.
+
+        Every commit replaces what another run has left of the same frames, so that at no time a row is missing that
+        somebody else has counted on.
+        """
+        wanted: dict[int, list[tuple[Tracklet, int]]] = {}
+        for tracklet in tracklets:
+            for i, frame in enumerate(tracklet.frame_index.tolist()):
+                wanted.setdefault(frame, []).append((tracklet, i))
+        rows: list[dict[str, Any]] = []
+        crops, size = 0, 0
+        for pictures in waiting_for(self._pictures(sorted(wanted)), self._seconds, "read_again"):
+            self._leave_off()
+            with timed(self._seconds, "encode"):
+                jobs = [(pixels, frame, at, *one) for frame, at, pixels in pictures for one in wanted[frame]]
+                made = list(self._encoders.map(self._crop_row, jobs))
+            rows += made
+            size += sum(len(row["image"]) for row in made)
+            if len(rows) >= _COMMIT_CROPS or size >= _COMMIT_BYTES:
+                behind = pictures[-1][0] + 1
+                self._write("crops", tables.from_rows("crops", rows), first, behind)
+                crops, size, first, rows = crops + len(rows), 0, behind, []
+        self._write("crops", tables.from_rows("crops", rows), first, end)
+        crops += len(rows)
+        boxes = sum(len(tracklet) for tracklet in tracklets)
+        if crops != boxes:
+            raise VideoError(
+                f"{self._plan.info.path}: the tracklets have {boxes} boxes, but reading the video again gave {crops} "
+                "crops. The file or its disk does not read the same twice; copy it anew and run the same command again."
+            )
+        return crops
+
+    def _leave_off(self) -> None:
+        if self._stopping.is_set():
+            raise StoppedError
+
+    def _write(self, name: str, rows: pa.Table, first: int, end: int | None) -> None:
+        where = f"starts_with(tracklet_id, {quote(self._prefix)}) AND frame_index >= {first}"
+        where += "" if end is None else f" AND frame_index < {end}"
+        with timed(self._seconds, "write"):
+            if len(rows):
+                tables.upsert(self._out.store, name, rows, replace=where)
+            else:
+                tables.delete(self._out.store, name, where)
+
+    def _crop_row(self, job: _Job) -> dict[str, Any]:
+        pixels, frame, at, tracklet, i = job
+        return {
+            "tracklet_id": tracklet.tracklet_id,
+            "frame_index": frame,
+            "time": at,
+            "box": tracklet.boxes[i].tolist(),
+            "score": float(tracklet.score[i]),
+            "media_type": "image/jpeg",
+            "image": encode_crop(pixels, tracklet.boxes[i], self._config.track.jpeg_quality),
+        }
+
+    def _finish(self) -> None:
+        """Write the video's tracklets, once all of their crops are there.
+
+        Raises:
+            StoreError: the store has other crops than were written.
+        """
+        store, sha, digests = self._out.store, self._plan.video.video_sha, self._digests
+        made = {"layout": COCO17.name, "name": "YOLO-pose on frames", "units": "frame pixels"}
+        describe_extractor(store, digests.detect, made | {"weights": dict(digests.weights)})
+        rows = [
+            {
+                "tracklet_id": name,
+                "video_sha": sha,
+                "track_digest": digests.track,
+                "first_frame": s.first_frame,
+                "last_frame": s.last_frame,
+                "first_time": self._times[name][0],
+                "last_time": self._times[name][1],
+                "num_frames": s.num_frames,
+                "keypoint_confidence": s.keypoint_confidence,
+                "pid": None,
+                "begins": s.begins,
+                "ends": s.ends,
+                "interpolated_frames": s.interpolated_frames,
+            }
+            for name, s in sorted(self._summaries.items())
+        ]
+        expected = sum(one.num_frames for one in self._summaries.values())
+        found = tables.count(tables.current(store, "crops"), f"starts_with(tracklet_id, {quote(self._prefix)})")
+        if found != expected:
+            raise StoreError(
+                f"Store {store}: found {found} crops of {self._plan.video.path}, expected {expected}. Another build "
+                "with the same settings, on another kind of device, has written the same video at the same time; run "
+                "the same command again."
+            )
+        where = f"video_sha = {quote(sha)} AND track_digest = {quote(digests.track)}"
+        tables.upsert(store, "tracklets", tables.from_rows("tracklets", rows), replace=where)
+
+    def _totals(self, detected: RunRecord) -> dict[str, Any]:
+        """Count what the video has given so far."""
+        summaries = self._summaries.values()
+        seen = sum(s.num_frames - s.interpolated_frames for s in summaries)
+        confidence = sum(s.keypoint_confidence * (s.num_frames - s.interpolated_frames) for s in summaries)
+        return {
+            **self._counts,
+            "tracklets": len(self._summaries),
+            "crops": sum(s.num_frames for s in summaries),
+            "keypoint_confidence": round(confidence / max(seen, 1), 4),
+            "dropped": dict(sorted(self._dropped.items())),
+            "rules": dict(sorted(self._rules.items())),
+            **{name: detected.counts[name] for name in ("engine", "image_size") if name in detected.counts},
+        }
+
+    def close(self) -> None:
+        """Let go of the decoder."""
+        self._pictures.close()
 
 
-def track_detections(
-    store: str, video_sha: str, fps: float, num_frames: int, config: ExtractConfig, digests: ExtractDigests
-) -> TrackResult:
-    """Track a video's stored detections."""
-    return build_tracklets(
-        read_detections(store, video_sha, digests.detect, num_frames),
-        fps=fps,
-        tracker=config.track.tracker,
-        high_confidence=config.track.high_confidence,
-        low_confidence=config.track.low_confidence,
-        new_confidence=config.track.new_confidence,
-        match_cost=config.track.match_cost,
-        buffer_seconds=config.track.buffer_seconds,
-        min_frames=config.track.min_frames,
-        min_keypoint_confidence=config.track.min_keypoint_confidence,
-        make_id=lambda number: tracklet_id(video_sha, digests.track, number),
-    )
+_Job = tuple[npt.NDArray[np.uint8], int, float, Tracklet, int]
 
 
-def read_detections(store: str, video_sha: str, detect_digest: str, num_frames: int) -> Iterator[tuple[int, People]]:
-    """Give every frame of a video in order, with the people that `detections` holds of it."""
+class _Pictures:
+    """Reads a video's wanted frames, in order; a later call reads on from where the last one stopped."""
+
+    def __init__(self, plan: VideoPlan, decoder: Decoder, stride: int) -> None:
+        self._plan, self._decoder, self._stride = plan, decoder, stride
+        self._frames: Generator[Frames, None, None] | None = None
+        self._held: Frames | None = None
+
+    def __call__(self, wanted: list[int]) -> Iterator[list[tuple[int, float, npt.NDArray[np.uint8]]]]:
+        """Give (frame_index, seconds, (H, W, 3) RGB) of the wanted frames, ascending, some at a time.
+
+        Frames that no longer decode are left out. A picture is valid until the next ones are asked for.
+        """
+        if not wanted:
+            return
+        if self._frames is None:
+            path, start = self._plan.info.path, wanted[0]
+            self._frames = self._decoder.frames(path, batch=_DECODE_BATCH, start=start, stride=self._stride)
+        names = set(wanted)
+        while (some := self._next()) is not None:
+            index = some.frame_index.tolist()
+            given = [(index[i], float(some.time[i]), some.pixels[i]) for i in range(len(some)) if index[i] in names]
+            if given:
+                yield given
+            if index[-1] >= wanted[-1]:
+                self._held = some if index[-1] > wanted[-1] else None
+                return
+
+    def _next(self) -> Frames | None:
+        if self._held is not None:
+            some, self._held = self._held, None
+            return some
+        try:
+            return next(self._frames, None) if self._frames else None
+        except DecoderLostError:
+            raise
+        except VideoError:
+            return None  # It breaks off, as in the first pass; whether a wanted frame is missing, the caller sees.
+
+    def close(self) -> None:
+        if self._frames is not None:
+            self._frames.close()
+
+
+def read_detections(
+    store: str, video_sha: str, detect_digest: str, first: int, end: int, stride: int
+) -> Iterator[tuple[int, float, People]]:
+    """Give the frames of a video that were looked at, in order, with the people that `detections` holds of each.
+
+    Yields:
+        frame_index, seconds from the container (not a number where nobody was seen), people.
+    """
     where = f"video_sha = {quote(video_sha)} AND detect_digest = {quote(detect_digest)}"
-    table = tables.read(tables.current(store, "detections"), where=where)
-    if len(table) == 0:
-        yield from ((index, nobody()) for index in range(num_frames))
-        return
+    table = tables.read(
+        tables.current(store, "detections"), where=f"{where} AND frame_index >= {first} AND frame_index < {end}"
+    )
     score = np.asarray(table["score"], dtype=np.float32)
     boxes = tables.boxes_array(table["box"])
     keypoints = tables.keypoints_array(table["keypoints"], len(COCO17.joints))
+    time_of = np.asarray(table["time"], dtype=np.float64)
     frame_index = np.asarray(table["frame_index"], dtype=np.int64)
-    # A file damaged in its middle has holes in its numbering, so that its last frame may lie beyond their count.
-    end = max(num_frames, int(frame_index[-1]) + 1)
-    bounds = np.searchsorted(frame_index, np.arange(end + 1))
-    for index in range(end):
-        span = slice(int(bounds[index]), int(bounds[index + 1]))
-        yield index, People(boxes[span], score[span], keypoints[span])
-
-
-def _cut(
-    info: VideoInfo, result: TrackResult, quality: int, threads: int, times: dict[int, float]
-) -> Iterator[pa.Table | Progress]:
-    """Decode the video again and cut the tracklets out of it; fills `times` with every frame's time."""
-    wanted: dict[int, list[tuple[Tracklet, int]]] = {}
-    for tracklet in result.tracklets:
-        for i, frame in enumerate(tracklet.frame_index.tolist()):
-            wanted.setdefault(frame, []).append((tracklet, i))
-    rows: list[dict[str, Any]] = []
-    reader = FrameReader(info, batch=_DECODE_BATCH, threads=threads)
-    for frames in reader:
-        for pixels, frame, at in zip(frames.pixels, frames.frame_index.tolist(), frames.time.tolist(), strict=True):
-            times[frame] = at
-            rows.extend(_crop_row(pixels, frame, at, one, i, quality) for one, i in wanted.get(frame, []))
-        if len(rows) >= _COMMIT_CROPS:
-            yield tables.from_rows("crops", rows)
-            rows = []
-        yield Progress("cut_crops", reader.num_frames, info.num_frames, "frames")
-    yield tables.from_rows("crops", rows)
-
-
-def _crop_row(
-    pixels: npt.NDArray[np.uint8], frame: int, at: float, tracklet: Tracklet, i: int, quality: int
-) -> dict[str, Any]:
-    return {
-        "tracklet_id": tracklet.tracklet_id,
-        "frame_index": frame,
-        "time": at,
-        "box": tracklet.boxes[i].tolist(),
-        "score": float(tracklet.score[i]),
-        "media_type": "image/jpeg",
-        "image": encode_crop(pixels, tracklet.boxes[i], quality),
-    }
+    looked_at = range(first, end, stride)
+    begin = np.searchsorted(frame_index, np.array(looked_at))
+    stop = np.searchsorted(frame_index, np.array(looked_at), side="right")
+    for index, a, b in zip(looked_at, begin.tolist(), stop.tolist(), strict=True):
+        yield index, float(time_of[a]) if b > a else math.nan, People(boxes[a:b], score[a:b], keypoints[a:b])
 
 
 def _skeleton_rows(tracklets: tuple[Tracklet, ...], extractor_digest: str) -> pa.Table:
     ids = [t.tracklet_id for t in tracklets for _ in range(len(t))]
+    seen = [bool(one) for t in tracklets for one in ~t.interpolated]
     return pa.table(
         [
             pa.array(ids, pa.string()),
             pa.array([frame for t in tracklets for frame in t.frame_index.tolist()], pa.int64()),
             pa.array([extractor_digest] * len(ids), pa.string()),
-            pa.array([True] * len(ids), pa.bool_()),
+            pa.array(seen, pa.bool_()),
             pa.array([COCO17.name] * len(ids), pa.string()),
             tables.keypoints_column(np.concatenate([nobody().keypoints, *(t.keypoints for t in tracklets)])),
         ],
         schema=TABLES["skeletons"],
     )
-
-
-def _tracklet_row(tracklet: Tracklet, video_sha: str, track_digest: str, times: Mapping[int, float]) -> dict[str, Any]:
-    first, last = int(tracklet.frame_index[0]), int(tracklet.frame_index[-1])
-    return {
-        "tracklet_id": tracklet.tracklet_id,
-        "video_sha": video_sha,
-        "track_digest": track_digest,
-        "first_frame": first,
-        "last_frame": last,
-        "first_time": times[first],
-        "last_time": times[last],
-        "num_frames": len(tracklet),
-        "keypoint_confidence": float(tracklet.keypoints[:, :, 2].mean()),
-        "pid": None,
-        "begins": "unknown",
-        "ends": "unknown",
-        "interpolated_frames": 0,
-    }

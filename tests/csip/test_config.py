@@ -27,6 +27,7 @@ from csip.config import (
 from csip.types import (
     CheckpointRef,
     EmbeddingsRef,
+    ExtractDigests,
     ExtractedVideo,
     FileRef,
     Outcome,
@@ -50,13 +51,14 @@ VIDEO = SourceVideo("a" * 64, "/videos/a.mp4", "a", 12.5)
 TABLE = TableRef("/store/crops.lance", 3)
 CHECKPOINT = CheckpointRef("/store/checkpoints/x.safetensors", "c" * 64)
 SNAPSHOT = Snapshot("street", "/store", {"crops": 3, "splits": 1}, "d" * 64)
+DIGESTS = ExtractDigests("e" * 64, "t" * 64, {"yolo.pt": "a" * 64}, "/yolo.pt")
 RECORDS = [
     TABLE,
     SNAPSHOT,
     CHECKPOINT,
     FileRef("/report.html", "f" * 64),
     VIDEO,
-    VideoList((VIDEO, VIDEO), ((VIDEO,), (VIDEO,)), "t" * 64),
+    VideoList((VIDEO, VIDEO), ((VIDEO,), (VIDEO,)), DIGESTS),
     ExtractedVideo("a" * 64, "t" * 64, "run"),
     EmbeddingsRef(TABLE, "e" * 64, "trained", "c" * 64),
     ResultsRef(TABLE, "run"),
@@ -68,7 +70,7 @@ OUTCOMES = [
     (Outcome[CheckpointRef], Outcome(CHECKPOINT, {"clips": 12}, {"yolo.pt": "a" * 64})),
     (Outcome[TableRef], Outcome(TABLE)),
     (Outcome[Snapshot], Outcome(SNAPSHOT, {"people": 3, "reason": "none", "dropped": {"short": 2}})),
-    (Outcome[VideoList], Outcome(VideoList((VIDEO,), ((VIDEO,),), "t" * 64))),
+    (Outcome[VideoList], Outcome(VideoList((VIDEO,), ((VIDEO,),), DIGESTS))),
     (Outcome[tuple[ExtractedVideo, ...]], Outcome((ExtractedVideo("a" * 64, "t" * 64, "run"),))),
 ]
 

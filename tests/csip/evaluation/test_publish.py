@@ -13,9 +13,10 @@ from csip.evaluation.protocol import BETWEEN, TOO_SHORT
 from csip.evaluation.publish import publish
 from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord
-from csip.types import ExtractedVideo, Output, SourceVideo, VideoList
+from csip.types import ExtractDigests, ExtractedVideo, Output, SourceVideo, VideoList
 
 TRACK = "d" * 64
+DIGESTS = ExtractDigests("e" * 64, TRACK, {}, "")
 SPLIT = SplitConfig(min_part_frames=4, max_parts=2, gap_seconds=0.3)
 CONFIG = ExtractConfig(split=SPLIT)
 TENTHS = tuple(n / 10 for n in range(12))
@@ -69,6 +70,7 @@ def write(store, video, tracklets, *, track=TRACK, dropped=None, confidence=0.8)
         "crops": len(crops),
         "keypoint_confidence": confidence,
         "dropped": dropped or {"shorter than min_frames": 1},
+        "rules": {"cut at a jump": 1},
     }
     run = RunRecord(
         run_id=f"run-{video}-{track[:2]}",
@@ -91,7 +93,7 @@ def write(store, video, tracklets, *, track=TRACK, dropped=None, confidence=0.8)
 def listed(**cameras):
     """A list of videos, by letter, with their cameras."""
     videos = tuple(SourceVideo(sha(letter), f"/{letter}.mp4", camera, 10.0) for letter, camera in cameras.items())
-    return VideoList(videos, (), TRACK)
+    return VideoList(videos, (), DIGESTS)
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_a_name_follows_from_content_and_from_nothing_else(store, published, tmp
     write(other, "a", [TENTHS] * 4)
     write(other, "c", [TENTHS] * 2)
     settings = dataclasses.replace(CONFIG, detect=DetectConfig(weights="/elsewhere.pt"), track=TrackConfig())
-    moved = VideoList(listed(b="yard", a="gate").videos, (), TRACK)
+    moved = VideoList(listed(b="yard", a="gate").videos, (), DIGESTS)
     same = published(other, moved, settings).snapshot
     assert (same.name, same.digest) == (base.name, base.digest)
     changes = [
@@ -212,6 +214,7 @@ def test_counts_add_up_over_videos_and_confidence_is_weighted_by_crops(store, pu
     }
     assert (counts["tracklets"], counts["crops"]) == (5, 60)
     assert counts["dropped"] == {"shorter than min_frames": 3, "low keypoint confidence": 3}
+    assert counts["rules"] == {"cut at a jump": 2}
     assert counts["keypoint_confidence"] == pytest.approx((48 * 0.5 + 12 * 0.9) / 60, abs=1e-4)
 
 

@@ -11,6 +11,7 @@ import csip
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
 from csip.ingest.extract import extract_videos
+from csip.ingest.records import extract_digests
 from csip.ingest.video import probe
 from csip.types import Output, People, SourceVideo
 
@@ -48,7 +49,7 @@ def source_video(path, camera="street"):
 def extract(store, videos, config=CONFIG, runtime=RUNTIME):
     """Run the stage to its end; return its progress and its outcome."""
     tables.prepare_store(str(store))
-    stage = extract_videos(Output(str(store), "run-0"), tuple(videos), config, runtime)
+    stage = extract_videos(Output(str(store), "run-0"), tuple(videos), extract_digests(config), config, runtime)
     records = []
     while True:
         try:
@@ -65,7 +66,7 @@ def all_rows(store, *names):
 class ReplayedPose:
     """A pose model that knows its answers: what `detections` holds of a video."""
 
-    device, engine = "cpu", "replayed"
+    device, engine, image_size = "cpu", "replayed", 640
 
     def __init__(self, store):
         self._people = {}

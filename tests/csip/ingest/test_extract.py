@@ -35,6 +35,10 @@ def runs(store, stage):
     return tables.find_runs(str(store), f"stage = '{stage}'")
 
 
+def totals(outcome):
+    return {name: number for name, number in outcome.counts.items() if name != "seconds"}
+
+
 def by_tracklet(rows):
     out = {}
     for row in rows:
@@ -47,12 +51,12 @@ def by_tracklet(rows):
 
 def test_the_counts_are_those_of_the_tables(extracted, street, steps):
     rows = steps.rows(extracted.store, *ROWS)
-    assert dict(extracted.outcome.counts) == {
+    assert totals(extracted.outcome) == {
         "frames": 63,
         "detections": len(rows["detections"]),
         "tracklets": len(rows["tracklets"]),
         "crops": len(rows["crops"]),
-        "failed": 0,
+        "quarantined": 0,
     }
     assert len(rows["tracklets"]) == 4
     (video,) = rows["videos"]
@@ -67,11 +71,20 @@ def test_the_counts_are_those_of_the_tables(extracted, street, steps):
     assert set(extracted.outcome.weights) == {"yolo11n-pose.pt"}
 
 
-def test_progress_counts_every_frame_of_both_passes(extracted):
-    for stage in ("detect", "cut_crops"):
-        done = [(record.done, record.total) for record in extracted.records if record.stage == stage]
-        assert done == sorted(done)
-        assert done[-1] == (63, 63)
+def test_progress_counts_the_seconds_of_video_and_never_goes_back(extracted):
+    done = [record.done for record in extracted.records]
+    assert done == sorted(done)
+    assert set(range(7)) <= set(done)
+    assert {(record.stage, record.total, record.unit) for record in extracted.records} == {
+        ("extract_videos", 7, "seconds of video")
+    }
+    assert done[-1] == 7
+
+
+def test_the_phases_of_the_work_are_timed(extracted):
+    seconds = extracted.outcome.counts["seconds"]
+    assert 0 < seconds["model"] < seconds["all"]
+    assert {"load", "read", "track", "read_again", "encode", "write", "finish"} <= set(seconds)
 
 
 def test_a_tracklet_has_a_crop_and_a_skeleton_for_each_of_its_frames(extracted, steps):
@@ -158,7 +171,7 @@ def test_what_decides_a_row_is_in_its_digest_and_nothing_else(steps, monkeypatch
     larger = extract_digests(changed(config, detect={"image_size": 672}))
     assert larger.detect != base.detect
     assert larger.track != base.track
-    for change in ({"min_frames": 9}, {"jpeg_quality": 90}, {"tracker": "botsort"}):
+    for change in ({"min_seconds": 0.9}, {"jpeg_quality": 90}, {"tracker": "botsort"}):
         other = extract_digests(changed(config, track=change))
         assert (other.detect == base.detect, other.track == base.track) == (True, False)
     # Where the same weights lie, how a protocol cuts and what the data set is called change no row.
@@ -211,7 +224,7 @@ def test_batch_size_engine_and_device_change_no_row(extracted, replayed, street,
 
 def test_tracking_again_with_other_settings_does_not_run_the_pose_model(extracted, store, street, steps, replayed):
     before = steps.rows(extracted.store, *ROWS)
-    longer = changed(steps.config, track={"min_frames": 30})
+    longer = changed(steps.config, track={"min_seconds": 3.0})
     _, outcome = steps.extract(store, [street], longer)
     assert replayed.calls == 0
     after = steps.rows(store, *ROWS)
@@ -224,8 +237,9 @@ def test_tracking_again_with_other_settings_does_not_run_the_pose_model(extracte
     expected = sorted(tuple(row[k] for k in key) for row in before["tracklets"] if row["num_frames"] >= 30)
     assert sorted(tuple(row[k] for k in key) for row in added) == expected
     assert outcome.counts["tracklets"] == len(expected) == 2
-    (run,) = [run for run in runs(store, "track_video") if run.config["track"]["min_frames"] == 30]
-    assert run.counts["dropped"]["shorter than min_frames"] == 3
+    (run,) = [run for run in runs(store, "track_video") if run.config["track"]["min_seconds"] == 3.0]
+    (first,) = runs(extracted.store, "track_video")
+    assert run.counts["dropped"]["too short"] == first.counts["dropped"]["too short"] + 4 - 2
     assert set(finished_videos(str(store), extract_digests(longer).track)) == {street.video_sha}
 
 
@@ -266,17 +280,25 @@ def test_a_crash_between_commits_is_made_good_by_the_next_run(
 ):
     monkeypatch.setattr(track_pass, "_COMMIT_CROPS", 20)
     store, count = tmp_path / "store", 0
-    write = tables.upsert
+    write, record = tables.upsert, tables.record_run
 
-    def crash(where, name, rows, **options):
+    def crash_at(name):
         nonlocal count
         count += name == table
         if name == table and count == nth:
             raise KeyboardInterrupt
+
+    def upsert(where, name, rows, **options):
+        crash_at(name)
         return write(where, name, rows, **options)
 
+    def record_run(where, run):
+        crash_at("runs")
+        return record(where, run)
+
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "upsert", crash)
+        patch.setattr(tables, "upsert", upsert)
+        patch.setattr(tables, "record_run", record_run)
         with pytest.raises(KeyboardInterrupt):
             steps.extract(store, [street])
     assert finished_videos(str(store), extract_digests(steps.config).track) == {}
@@ -284,7 +306,7 @@ def test_a_crash_between_commits_is_made_good_by_the_next_run(
     _, outcome = steps.extract(store, [street])
     assert (replayed.calls > calls) == model_runs_again
     assert steps.rows(store, *ROWS) == steps.rows(extracted.store, *ROWS)
-    assert dict(outcome.counts) == dict(extracted.outcome.counts)
+    assert totals(outcome) == totals(extracted.outcome)
     assert [len(runs(store, stage)) for stage in ("detect_video", "track_video")] == [1, 1]
 
 
@@ -296,7 +318,7 @@ def test_a_video_that_fails_stops_none_of_the_others(extracted, replayed, street
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     _, outcome = steps.extract(tmp_path / "store", [gone, dataclasses.replace(gone, path=str(text)), street])
-    assert outcome.counts["failed"] == 2
+    assert outcome.counts["quarantined"] == 2
     assert [one.video_sha for one in outcome.value] == [street.video_sha]
     rows = {Path(row["path"]).name: row for row in steps.rows(tmp_path / "store", "videos")["videos"]}
     assert {name: row["status"] for name, row in rows.items()} == {
@@ -328,7 +350,7 @@ def test_a_video_that_breaks_off_is_kept_as_far_as_it_goes(extracted, replayed, 
     assert f"read {row['num_frames']} of 63 frames" in row["reason"]
     frames = [crop["frame_index"] for crop in steps.rows(tmp_path / "store", "crops")["crops"]]
     assert 0 < max(frames) < row["num_frames"]
-    assert outcome.counts["failed"] == 0
+    assert outcome.counts["quarantined"] == 0
 
 
 def test_a_video_without_people_is_done_and_has_no_rows(replayed, street, steps, tmp_path, monkeypatch):
@@ -336,7 +358,7 @@ def test_a_video_without_people_is_done_and_has_no_rows(replayed, street, steps,
     monkeypatch.setattr(type(replayed), "__call__", lambda _, frames: [nobody] * len(frames))
     store = tmp_path / "store"
     _, outcome = steps.extract(store, [street])
-    assert dict(outcome.counts) == {"frames": 63, "detections": 0, "tracklets": 0, "crops": 0, "failed": 0}
+    assert totals(outcome) == {"frames": 63, "detections": 0, "tracklets": 0, "crops": 0, "quarantined": 0}
     rows = steps.rows(store, *ROWS)
     assert [name for name in ROWS if rows[name]] == ["videos"]
     (run,) = runs(store, "track_video")
@@ -351,6 +373,6 @@ def test_a_run_names_what_the_rows_came_from(extracted, street, steps):
     assert tracked.outputs == detected.outputs | {"track_digest": digests.track}
     assert detected.weights == tracked.weights == dict(digests.weights)
     assert detected.config["image_size"] == 640
-    assert tracked.config["track"]["min_frames"] == 8
+    assert tracked.config["track"]["min_seconds"] == 0.8
     assert detected.source_digest == tracked.source_digest == f"extract-{records.EXTRACT_VERSION}"
     assert [one.run_id for one in extracted.outcome.value] == [tracked.run_id]

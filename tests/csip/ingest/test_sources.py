@@ -12,7 +12,7 @@ import pytest
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, WeightsError
-from csip.ingest.records import Pass, extract_digests
+from csip.ingest.records import extract_digests, record_pass
 from csip.ingest.sources import expand_all, find_videos, list_videos
 from csip.types import SourceVideo
 
@@ -89,7 +89,7 @@ def test_videos_are_in_the_order_of_their_content_whatever_they_are_called(liste
     _, other = listed(renamed, camera="x")
     shas = [video.video_sha for video in one.value.videos]
     assert shas == sorted(shas) == [video.video_sha for video in other.value.videos]
-    assert one.value.track_digest == other.value.track_digest == extract_digests(CONFIG).track
+    assert one.value.digests == other.value.digests == extract_digests(CONFIG)
 
 
 def test_several_sources_add_up_and_a_named_camera_goes_for_all(listed, videos):
@@ -166,7 +166,11 @@ def test_a_video_that_is_extracted_under_these_settings_is_not_to_do_again(liste
     _, before = listed(videos)
     digests = extract_digests(CONFIG)
     done = before.value.videos[0]
-    Pass("track_video", "key", done, digests).record(out, config={}, counts={}, device="cpu")
+    facts = {"config": {}, "counts": {}, "device": "cpu", "started": tables.now(), "seconds": 1.0}
+    # A segment of it does not make it done.
+    record_pass(out, "track_segment", "k0", done, digests, **facts)
+    assert sum(map(len, listed(videos)[1].value.batches)) == 2
+    record_pass(out, "track_video", "k1", done, digests, **facts)
     _, after = listed(videos)
     assert [video.video_sha for batch in after.value.batches for video in batch] == [before.value.videos[1].video_sha]
     assert after.value.videos == before.value.videos

@@ -1,0 +1,102 @@
+"""Tracks as MOTChallenge text, so that anybody can score them (IDF1, MOTA, HOTA) with public tools.
+
+A line is ``frame,id,left,top,width,height,confidence,-1,-1,-1``: frames, ids and pixels count from 1.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from csip import tables
+from csip.errors import SourceError
+from csip.maintenance.snapshots import generations
+from csip.tables import quote
+from csip.types import Snapshot
+
+
+def write_mot(snapshot: Snapshot, out: Path) -> list[Path]:
+    """Write the tracks of a snapshot's videos.
+
+    People are numbered by appearance in each video. A box that was interpolated has the lowest confidence of its
+    tracklet: scorers take 0 for "ignore".
+
+    Args:
+        snapshot: of videos.
+        out: the file to write; where the snapshot has several videos, a folder for a file each, named as the videos
+            are, and where two have one name, with the beginning of their SHA-256.
+
+    Returns:
+        The files, by video digest. Each is written whole or not at all.
+
+    Raises:
+        SourceError: the snapshot is not of videos.
+        OSError: a file cannot be written.
+    """
+    row = tables.snapshot_row(snapshot.store, snapshot.name)
+    videos = sorted(row["videos"])
+    if not videos:
+        raise SourceError(
+            f"Snapshot {snapshot.name}: is of a benchmark, which brings its own tracklets, expected one of videos. "
+            "Leave --mot-out away."
+        )
+    runs = tables.find_runs(snapshot.store, "stage = 'track_video'")
+    own = ", ".join(map(quote, sorted(generations(row, runs))))
+    table = tables.read(tables.pinned(snapshot, "tracklets"), ["video_sha"], f"track_digest IN ({own})")
+    video_of = dict(zip(table["tracklet_id"].to_pylist(), table["video_sha"].to_pylist(), strict=True))
+    files = _name_files(snapshot, videos, out)
+    for sha, path in files.items():
+        names = sorted(name for name, video in video_of.items() if video == sha)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="ascii", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            try:
+                file.writelines(_lines(snapshot, names))
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    return list(files.values())
+
+
+def _name_files(snapshot: Snapshot, videos: list[str], out: Path) -> dict[str, Path]:
+    if len(videos) == 1:
+        return {videos[0]: out}
+    table = tables.read(tables.pinned(snapshot, "videos"), ["path"])
+    path_of = dict(zip(table["video_sha"].to_pylist(), table["path"].to_pylist(), strict=True))
+    stems = {sha: Path(path_of[sha]).stem for sha in videos}
+    count = Counter(stems.values())
+    return {sha: out / (f"{stem}.txt" if count[stem] == 1 else f"{stem}-{sha[:8]}.txt") for sha, stem in stems.items()}
+
+
+def _lines(snapshot: Snapshot, names: list[str]) -> Iterator[str]:
+    """Give the lines of one video, by frame and then by person."""
+    wanted = pa.array(names, pa.string())
+    columns = ["tracklet_id", "frame_index", "box", "score"]
+    own = [
+        pa.Table.from_batches([batch]).filter(pc.is_in(batch["tracklet_id"], wanted))
+        for batch in tables.stream(tables.pinned(snapshot, "crops"), columns)
+    ]
+    if not own:
+        return
+    table = pa.concat_tables(own)
+    number = np.asarray(pc.index_in(table["tracklet_id"], wanted), dtype=np.int64) + 1
+    frame = np.asarray(table["frame_index"], dtype=np.int64) + 1
+    boxes = tables.boxes_array(table["box"]).astype(np.float64)
+    score = np.asarray(table["score"], dtype=np.float64)
+    lowest = np.ones(len(names) + 1)
+    np.minimum.at(lowest, number[score > 0], score[score > 0])
+    confidence = np.where(score > 0, score, lowest[number])
+    for i in np.lexsort((number, frame)):
+        x1, y1, x2, y2 = boxes[i]
+        box = f"{x1 + 1:.2f},{y1 + 1:.2f},{x2 - x1:.2f},{y2 - y1:.2f}"
+        yield f"{frame[i]},{number[i]},{box},{confidence[i]:.4f},-1,-1,-1\n"

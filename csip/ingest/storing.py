@@ -1,0 +1,152 @@
+"""What goes on behind the pose model: detections to the store, then tracking, cutting out and storing.
+
+One thread runs it, in the order in which the segments come.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from csip import tables
+from csip.config import ExtractConfig, to_plain
+from csip.errors import VideoError
+from csip.ingest.decoder import Decoder
+from csip.ingest.detect_pass import Found, detection_rows
+from csip.ingest.phases import Seconds, timed
+from csip.ingest.plan import Segment, VideoPlan, detect_key
+from csip.ingest.reading import Ended, Rejected
+from csip.ingest.records import record_pass, record_video
+from csip.ingest.track_pass import TrackPass
+from csip.tables import RunRecord, quote
+from csip.types import ExtractDigests, ExtractedVideo, Output, SourceVideo
+
+_LOG = logging.getLogger(__name__)
+
+
+class Storing:
+    """Takes what the first pass gives, and leaves rows.
+
+    Attributes:
+        done: videos that are finished.
+        totals: what they hold: frames, detections, tracklets, crops; and the videos that are quarantined.
+        seconds: phase -> time spent in it.
+        seconds_of_video: that are stored.
+    """
+
+    def __init__(
+        self,
+        out: Output,
+        config: ExtractConfig,
+        digests: ExtractDigests,
+        decoder: Decoder,
+        encoders: ThreadPoolExecutor,
+    ) -> None:
+        self._out, self._config, self._digests = out, config, digests
+        self._decoder, self._encoders = decoder, encoders
+        self._current: TrackPass | None = None
+        self._left_out = ""
+        self.done: list[ExtractedVideo] = []
+        self.totals = dict.fromkeys(("frames", "detections", "tracklets", "crops", "quarantined"), 0)
+        self.seconds: Seconds = Counter()
+        self.seconds_of_video = 0.0
+        self._stopping = threading.Event()
+
+    def store_found(self, found: Found) -> None:
+        """Store what the pose model saw in a segment, and go on with it."""
+        if found.plan.video.video_sha == self._left_out:
+            return
+        run = self._store_detections(found)
+        self._go_on(found.plan, found.segment, run, last=found.last)
+
+    def store_known(self, ended: Ended) -> None:
+        """Go on with a segment whose detections are stored."""
+        if ended.plan.video.video_sha == self._left_out:
+            return
+        last = ended.segment.end is None or bool(ended.reason)
+        self._go_on(ended.plan, ended.segment, ended.plan.detected[ended.segment.number], last=last)
+
+    def quarantine(self, rejected: Rejected) -> None:
+        """Record a video that cannot be worked on, with its reason; it stops none of the others."""
+        self._leave()
+        self._left_out = rejected.video.video_sha
+        self.totals["quarantined"] += 1
+        record_video(self._out.store, Path(rejected.video.path), None, "quarantined", rejected.reason, 0)
+        _LOG.warning("Left out: %s", rejected.reason)
+
+    def finished(self, video: SourceVideo, run: RunRecord) -> None:
+        """Count a video whose tracklets are all in the store."""
+        self.done.append(ExtractedVideo(video.video_sha, self._digests.track, run.run_id))
+        for name in ("frames", "detections", "tracklets", "crops"):
+            self.totals[name] += int(run.counts[name])
+
+    def stop(self) -> None:
+        """Ask the thread that stores to leave off at the next commit; what is committed stays."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Let go of the video that was being worked on."""
+        self._leave()
+
+    def _store_detections(self, found: Found) -> RunRecord:
+        video, digests, segment = found.plan.video, self._digests, found.segment
+        rows = detection_rows(video.video_sha, digests.detect, found)
+        where = f"video_sha = {quote(video.video_sha)} AND detect_digest = {quote(digests.detect)}"
+        where += f" AND frame_index >= {segment.first}"
+        where += "" if found.last else f" AND frame_index < {segment.end}"
+        with timed(self.seconds, "write"):
+            tables.upsert(self._out.store, "detections", rows, replace=where)
+            if found.last:
+                status, frames = "partial" if found.reason else "ok", self._frames_before(found) + len(found.people)
+                record_video(self._out.store, found.plan.info.path, found.plan.info, status, found.reason, frames)
+        counts = {
+            "frames": len(found.people),
+            "detections": len(rows),
+            "end_frame": max(found.frame_index, default=segment.first - 1) + 1,
+            "reason": found.reason,
+            "left_out": found.dropped,
+            "model_seconds": round(found.seconds, 3),
+            **found.model,
+        }
+        run = record_pass(
+            self._out,
+            "detect_video",
+            detect_key(video, digests, segment),
+            video,
+            digests,
+            config=to_plain(self._config.detect),
+            counts=counts,
+            device=str(found.model.get("device", "")),
+            started=found.begun,
+            seconds=found.elapsed,
+        )
+        found.plan.detected[segment.number] = run
+        return run
+
+    def _frames_before(self, found: Found) -> int:
+        earlier = (run for number, run in found.plan.detected.items() if number < found.segment.number)
+        return sum(int(run.counts["frames"]) for run in earlier)
+
+    def _go_on(self, plan: VideoPlan, segment: Segment, detected: RunRecord, *, last: bool) -> None:
+        if self._current is None:
+            decoder, encoders = self._decoder, self._encoders
+            self._current = TrackPass(
+                plan, self._config, self._digests, self._out, decoder, encoders, self.seconds, self._stopping
+            )
+        try:
+            run = self._current(segment, detected, last=last)
+        except VideoError as error:
+            self.quarantine(Rejected(plan.video, str(error)))
+            return
+        self.seconds_of_video += int(detected.counts["frames"]) / plan.info.fps
+        if last:
+            self._leave()
+            self.finished(plan.video, run)
+
+    def _leave(self) -> None:
+        if self._current is not None:
+            self._current.close()
+            self._current = None
