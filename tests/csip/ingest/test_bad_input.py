@@ -25,7 +25,7 @@ import pytest
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig, from_plain, to_plain
 from csip.errors import SourceError, VideoError
-from csip.ingest import decoder as decoder_module
+from csip.ingest import decoder_process as decoder_module
 from csip.ingest.decoder import Decoder
 from csip.ingest.sources import list_videos
 from csip.types import VideoList
