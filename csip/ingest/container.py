@@ -8,6 +8,7 @@ Shapes: H and W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -105,15 +106,15 @@ def pyav_frames(path: Path, threads: int, alive: Alive) -> Iterator[av.VideoFram
         while True:
             try:
                 packet = next(packets, None)
-                if packet is None:
-                    return
-                alive()
-                yield from packet.decode()
-            except av.error.InvalidDataError:
-                continue
             except (av.error.FFmpegError, OSError) as error:
-                _log.warning("%s: decoding stopped: %s", spell(path), error)
+                _log.warning("%s: reading stopped: %s", spell(path), error)
                 return
+            if packet is None:
+                return
+            alive()
+            # Damaged packets are refused for reasons of many kinds; those after them may be whole.
+            with contextlib.suppress(av.error.FFmpegError):
+                yield from packet.decode()
 
 
 def upright(frame: av.VideoFrame, height: int, width: int) -> Image:

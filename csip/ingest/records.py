@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -72,11 +73,14 @@ def record_video(store: str, path: Path, info: VideoInfo | None, status: str, re
 
 def _content(path: Path) -> tuple[str, int]:
     """Digest and measure a file that is no video; one that cannot even be read is known by its path."""
+    nameless = hashlib.sha256(os.fsencode(path)).hexdigest(), 0
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return nameless  # To open a pipe is to wait for whoever writes to it.
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
     except OSError:
-        return hashlib.sha256(os.fsencode(path)).hexdigest(), 0
+        return nameless
 
 
 def record_pass(

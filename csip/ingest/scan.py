@@ -7,7 +7,7 @@ Shapes: F frames. Times are seconds from the container, pts its own ticks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -90,39 +90,42 @@ def _read_packets(container: av.container.InputContainer, path: Path, alive: Ali
     codec = stream.codec_context.codec.canonical_name
     # In other containers decord loses the first group of pictures and repeats the last frame as often.
     indexed = not _INDEXED.isdisjoint(container.format.name.split(","))
-    packets, end, whole = _shown_packets(container, stream, indexed, alive)
+    packets = _shown_packets(container, stream, indexed, alive)
     frame = next(pyav_frames(path, 1, alive), None)
-    if not packets or frame is None:
+    if not packets.count or frame is None:
         raise VideoError(
-            f"{spell(path)}: found a {codec} stream of {len(packets)} packets, none of which decodes; expected at "
+            f"{spell(path)}: found a {codec} stream of {packets.count} packets, none of which decodes; expected at "
             "least one frame. Copy or record the video again."
         )
-    pts, dts = ([time for time in column if time is not None] for column in zip(*packets, strict=True))
-    timed = len(pts) == len(packets) and dts == sorted(dts)
-    ticks = np.sort(np.array(pts if timed else range(len(packets)), dtype=np.int64))
+    timed = len(packets.pts) == packets.count and packets.dts == sorted(packets.dts)
+    ticks = np.sort(np.array(packets.pts if timed else range(packets.count), dtype=np.int64))
     rate = float(stream.guessed_rate or stream.average_rate or 25)
     tick = float(stream.time_base) if timed and stream.time_base else 1 / rate
     span = float(ticks[-1] - ticks[0]) * tick
     fps = round((len(ticks) - 1) / span, 6) if span > 0 else rate
     # Of an edit list's hidden packets the demuxer gives some only.
-    held = _count_packets(path, alive) if indexed and stream.frames > len(packets) else len(packets)
+    held = _count_packets(path, alive) if indexed and stream.frames > packets.count else packets.count
     missing = max(stream.frames - held, 0) if indexed else 0
     if indexed and not stream.frames and container.duration:
-        left = container.duration / av.time_base - end
-        missing = round(left * rate) if left > max(_CUT_SECONDS, _CUT_SHARE * end) else 0
+        left = container.duration / av.time_base - packets.end
+        missing = round(left * rate) if left > max(_CUT_SECONDS, _CUT_SHARE * packets.end) else 0
     distrust = {
         f"decord misreads {container.format.name} files": not indexed,
         "decord cannot read AV1": codec == "av1",
         "it has several video streams": len(container.streams.video) > 1,
         "its packets have no times, or times that run backwards": not timed,
         "its frames start before time zero or share a time": bool(ticks[0] < 0 or (np.diff(ticks) == 0).any()),
-        "an edit list hides frames": held > len(packets),
-        "its container is damaged": not whole,
+        # Where the first frames do not decode it numbers the others from 0 on.
+        "it does not start with a key frame": not packets.key_first,
+        "an edit list hides frames": held > packets.count,
+        "its container is damaged": not packets.whole,
+        # It reserves memory for all of them, and the process dies where there is not so much.
+        "more frames are announced than there are": missing > packets.count,
     }
     turned = round(frame.rotation / 90) % 2 == 1
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
     why = "; ".join(reason for reason, holds in distrust.items() if holds)
-    return Scan(codec, width, height, fps, ticks, timed, tick, missing if whole else max(missing, 1), why)
+    return Scan(codec, width, height, fps, ticks, timed, tick, missing if packets.whole else max(missing, 1), why)
 
 
 def _stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -145,22 +148,37 @@ def _stream(container: av.container.InputContainer, path: Path) -> av.VideoStrea
     return stream
 
 
+@dataclass(slots=True)
+class _Packets:
+    """What reading the packets showed.
+
+    Attributes:
+        pts: of those whose frames are shown, ticks, as far as they have any.
+        dts: the same.
+        count: of them.
+        end: when the last packet of any stream ends, seconds.
+        key_first: the first of them is a key frame, and none is shown before it.
+        whole: reading came to the file's end.
+    """
+
+    pts: list[int] = field(default_factory=list)
+    dts: list[int] = field(default_factory=list)
+    count: int = 0
+    end: float = 0.0
+    key_first: bool = True
+    whole: bool = True
+
+
 def _shown_packets(
     container: av.container.InputContainer, stream: av.VideoStream, indexed: bool, alive: Alive
-) -> tuple[list[tuple[int | None, int | None]], float, bool]:
-    """Read every packet.
-
-    Returns:
-        (pts, dts) of those whose frames are shown; when the last one of any stream ends, seconds; and whether reading
-        came to the file's end.
-    """
-    packets: list[tuple[int | None, int | None]] = []
-    end, joined, first = 0.0, indexed, None
+) -> _Packets:
+    found = _Packets()
+    joined, first = indexed, None
     try:
         for packet in container.demux():
             alive()
             if packet.pts is not None and packet.time_base:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                found.end = max(found.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream != stream or not packet.size or packet.is_discard:
                 continue
             if not joined:
@@ -169,10 +187,14 @@ def _shown_packets(
                     continue
                 joined, first = True, packet.pts
             if first is None or packet.pts is None or packet.pts >= first:
-                packets.append((packet.pts, packet.dts))
+                found.key_first &= packet.is_keyframe or found.count > 0
+                found.count += 1
+                found.pts += [] if packet.pts is None else [packet.pts]
+                found.dts += [] if packet.dts is None else [packet.dts]
     except av.error.InvalidDataError:
-        return packets, end, False
-    return packets, end, True
+        found.whole = False
+    found.key_first &= not found.pts or found.pts[0] == min(found.pts)
+    return found
 
 
 def _count_packets(path: Path, alive: Alive) -> int:

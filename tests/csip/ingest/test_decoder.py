@@ -16,7 +16,7 @@ import pytest
 import csip
 from csip.config import RuntimeConfig
 from csip.errors import StageError, VideoError
-from csip.ingest import decoder as module
+from csip.ingest import decoder_process as module
 from csip.ingest.decoder import Decoder
 from csip.ingest.video import probe, read_frames
 

@@ -180,6 +180,21 @@ def test_a_video_that_is_extracted_under_these_settings_is_not_to_do_again(liste
     assert sum(map(len, other.value.batches)) == 2
 
 
+def test_a_moved_or_renamed_video_is_not_to_do_again(listed, videos, out, tmp_path):
+    _, before = listed(videos)
+    for video in before.value.videos:
+        Pass("track_video", f"key {video.video_sha}", video, extract_digests(CONFIG)).record(
+            out, config={}, counts={}, device="cpu"
+        )
+    (tmp_path / "moved").mkdir()
+    shutil.move(videos / "b.mp4", tmp_path / "moved" / "other name.mp4")
+    shutil.move(videos / "deep" / "a.mp4", tmp_path / "moved" / "a.mp4")
+    _, after = listed(tmp_path / "moved")
+    assert after.counts["already_extracted"] == 2
+    assert after.value.batches == ()
+    assert {Path(video.path).name for video in after.value.videos} == {"other name.mp4", "a.mp4"}
+
+
 def test_short_videos_share_a_process_until_they_fill_its_time(listed, tmp_path):
     # 1, 1, 1 and 3 seconds; which comes when is up to their digests.
     for shade, frames in ((10, 10), (90, 10), (170, 10), (250, 30)):
