@@ -63,7 +63,7 @@ class PoseSkeletons:
         sha256 = digest_weights(self._weights)
         detect, crop = config.detect, config.benchmark
         self._canvas = (crop.pose_height, crop.pose_width)
-        limits = (crop.pose_confidence, detect.iou, detect.max_people)
+        limits = (crop.pose_confidence, detect.iou, detect.max_people, detect.precision)
         self.digest = digest("crop_pose", CROP_POSE_VERSION, sha256, self._canvas, crop.pose_margin, limits)
         self.extractor: Mapping[str, Any] = {
             "name": "YOLO-pose on crops",

@@ -146,8 +146,9 @@ def test_pt_weights_find_what_ultralytics_finds_with_them(frames, engine):
     assert_as_predicted(make(WEIGHTS, 320, engine=engine)(few), WEIGHTS, few, 320)
 
 
-def test_a_model_that_could_do_without_suppression_is_run_as_ultralytics_runs_it(tmp_path, frames, monkeypatch):
-    # Newer models have two heads; its predictor takes the one that needs non-maximum suppression.
+@pytest.fixture
+def two_heads(tmp_path, monkeypatch):
+    """A model, untrained, with a second head whose boxes need no non-maximum suppression, as newer ones have."""
     monkeypatch.setitem(LIMITS, "confidence", 1e-5)
     torch.manual_seed(0)
     path = tmp_path / "two-heads.pt"
@@ -156,8 +157,22 @@ def test_a_model_that_could_do_without_suppression_is_run_as_ultralytics_runs_it
     model.model.task = "pose"
     model.model.end2end = True
     model.save(path)
+    return path
+
+
+def test_a_model_of_two_heads_is_run_as_ultralytics_runs_it(two_heads, frames):
     few = some(frames, slice(0, 2))
-    assert_as_predicted(make(path, 320, engine="pytorch")(few), path, few, 320)
+    assert_as_predicted(make(two_heads, 320, engine="pytorch")(few), two_heads, few, 320)
+
+
+def test_an_export_of_the_head_without_suppression_is_run_as_ultralytics_runs_it(
+    two_heads, tmp_path, frames, openvino_in_float32
+):
+    weights = export(tmp_path / "out", "openvino", two_heads, nms=False)
+    few = some(frames, slice(0, 2))
+    model = make(weights)
+    assert model._network.end2end
+    assert_as_predicted(model(few), weights, few, 320)
 
 
 def test_an_xml_is_its_folder(exported, frames):
@@ -196,6 +211,15 @@ def test_beside_a_cpu_whole_batches_go_through_and_halves_are_near(frames):
     for some_half, some_full in zip(found, full, strict=True):
         np.testing.assert_allclose(some_half.boxes[0], some_full.boxes[0], atol=2)
         assert not np.array_equal(some_half.boxes[0], some_full.boxes[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "atol"), [("float32", 0.1), ("float16", 2)])
+def test_cuda_finds_what_the_cpu_finds(frames, precision, atol):
+    here, there = make(WEIGHTS, 640, engine="pytorch"), make(WEIGHTS, 640, device="cuda", precision=precision)
+    assert (there.engine, there.batch) == ("pytorch", 0)
+    for expected, found in zip(here(frames), there(frames), strict=True):
+        np.testing.assert_allclose(found.boxes[0], expected.boxes[0], atol=atol)
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])

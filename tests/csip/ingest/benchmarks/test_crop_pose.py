@@ -288,7 +288,7 @@ def test_the_model_is_loaded_once_and_not_before_the_first_crop(monkeypatch):
     assert loaded == [
         {
             **{"frame_size": (300, 150), "image_size": 300, "confidence": 0.2, "iou": 0.7, "max_people": 300},
-            **{"device": "cpu", "engine": "pytorch"},
+            **{"device": "cpu", "engine": "pytorch", "precision": "float32"},
         }
     ]
 
@@ -307,6 +307,7 @@ def test_the_digest_changes_with_what_changes_skeletons(tmp_path):
         dataclasses.replace(CONFIG, detect=weights_at(tmp_path / "yolo11n-pose.pt", extra=b"x")),
         dataclasses.replace(CONFIG, detect=DetectConfig(iou=0.6)),
         dataclasses.replace(CONFIG, detect=DetectConfig(max_people=1)),
+        dataclasses.replace(CONFIG, detect=DetectConfig(precision="float16")),
         *(benchmark(pose_height=320), benchmark(pose_width=160), benchmark(pose_margin=0.2)),
         benchmark(pose_confidence=0.2),
     ]
