@@ -277,6 +277,7 @@ def test_a_crash_between_commits_is_made_good_by_the_next_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(tables, "upsert", crash)
+        patch.setattr("csip.store.records.upsert", crash)  # that of `runs`
         with pytest.raises(KeyboardInterrupt):
             steps.extract(store, [street])
     assert finished_videos(str(store), extract_digests(steps.config).track) == {}
