@@ -22,7 +22,8 @@ from storage_schemas import TABLES
 
 _JSON_COLUMNS = ("inputs", "outputs", "config", "counts", "weights")
 _ROUNDS = 20
-_NAME = re.compile(r"\w[\w.-]{0,199}")
+# ASCII: Lance writes a tag of other letters under a name that it does not find again, and lists no tags from then on.
+_NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,8 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".lock")):
         raise ValueError(
-            f"Snapshot {name!r}: expected a name of letters, digits, '_', '-' and single dots, that neither begins "
-            "with '-' or a dot nor ends with a dot or '.lock', at most 200 long."
+            f"Snapshot {name!r}: expected a name of letters a to z, digits, '_', '-' and single dots, that neither "
+            "begins with '-' or a dot nor ends with a dot or '.lock', at most 200 long."
         )
 
 
