@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import lance
@@ -129,7 +130,7 @@ def _check_versions(snapshot: str, versions: Mapping[str, Any]) -> None:
 def _tag(snapshot: Snapshot, versions: Mapping[str, int]) -> None:
     for name, version in versions.items():
         uri = table_uri(snapshot.store, name)
-        commit(uri, "a tag", lambda: _set_tag(uri, snapshot_tag(snapshot.name), version))  # noqa: B023 -- called at once
+        commit(uri, "a tag", partial(_set_tag, uri, snapshot_tag(snapshot.name), version))
 
 
 def _set_tag(uri: str, tag: str, version: int) -> None:

@@ -51,8 +51,9 @@ def quote(value: str) -> str:
 
 
 def why(error: Exception) -> str:
-    """Give Lance's reason without the lines of its own source."""
-    return re.sub(r",? /\S+\.rs:\d+:\d+", "", str(error).replace("LanceError(IO): ", ""))
+    """Give Lance's reason without the lines of its own source, and without whom a server took us for."""
+    text = re.sub(r",? /\S+\.rs:\d+:\d+", "", str(error).replace("LanceError(IO): ", ""))
+    return re.sub(r"<\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*</Error>", r"\1: \2", text, flags=re.DOTALL)
 
 
 def try_open(uri: str) -> lance.LanceDataset | None:

@@ -222,6 +222,8 @@ def test_what_may_enter_is_written_nowhere(store, bucket):
 def test_a_store_that_is_not_there_or_cannot_be_entered_is_named(store, monkeypatch):
     with pytest.raises(StoreError, match=r"Store s3://csip/elsewhere: found no table 'crops' there"):
         tables.current("s3://csip/elsewhere", "crops")
+    with pytest.raises(StoreError, match=r"cannot be opened .*404 Not Found: NoSuchBucket: [^<>]*\)\. Restore"):
+        tables.current("s3://no-such-bucket/x", "crops")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(StoreError, match=r"cannot be opened .*the AWS_\* variables") as caught:
         tables.current("s3://csip/other", "crops")
