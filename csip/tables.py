@@ -4,6 +4,10 @@ A store is a folder, or an address of object storage (`s3://BUCKET/PREFIX`), wit
 `storage_schemas`. Every write is an upsert on the table's key, so that doing the same work twice changes nothing. Row
 order is nobody's promise: `read` sorts by key, and `Rows` builds its index once for one pinned version.
 
+Where object storage is and who may enter, Lance reads from the environment by itself: AWS_ENDPOINT_URL (and
+AWS_ALLOW_HTTP=true for one without TLS), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION. None of it passes
+through here, so that none of it can be written to a row, a log or a lineage.
+
 What goes through it is made in `csip.store`, which nothing else imports from. Lance is not fork-safe: a worker process
 opens its own tables, under `spawn`.
 """

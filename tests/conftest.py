@@ -290,6 +290,12 @@ def tiny_snapshot(tmp_path_factory):
     return publish_walks(str(tmp_path_factory.mktemp("tiny") / "store"), WALKS, "tiny")
 
 
+@pytest.fixture(scope="session")
+def publish_tiny():
+    """Publish the tiny snapshot into a store: publish_tiny(store)."""
+    return lambda store: publish_walks(store, WALKS, "tiny")
+
+
 @pytest.fixture
 def tiny_store(tmp_path):
     """A tiny store of one's own."""

@@ -11,7 +11,7 @@ Shapes: F frames, H and W pixels.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csip.config import RuntimeConfig
-from csip.errors import DecoderLostError, StageError, VideoError
+from csip.errors import DecoderLostError, VideoError
 from csip.ingest.container import spell
 from csip.ingest.decoder_process import BrokenError, DecoderProcess
 from csip.ingest.video import VideoInfo

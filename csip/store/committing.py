@@ -13,7 +13,7 @@ from lance.commit import CommitConflictError
 from lance.schema import LanceSchema
 
 from csip.errors import StoreError
-from csip.store.versions import check_schema, open_current
+from csip.store.versions import check_schema, open_current, why
 from storage_schemas import TABLES
 from storage_schemas.fields import SCHEMA_VERSION, default, key_names, since
 
@@ -47,15 +47,15 @@ def commit(uri: str, what: str, attempt: Callable[[], T]) -> T:
         except OSError as error:
             if not preempted(error):
                 raise StoreError(
-                    f"{uri}: {what} could not be written ({error}). The table is as it was; free space or mend the "
-                    "permissions and run the same command again."
+                    f"{uri}: {what} could not be written ({why(error)}). The table is as it was; free space or mend "
+                    "the permissions and run the same command again."
                 ) from error
             last = error
         # By chance, so that those who met do not meet again.
         time.sleep(_DICE.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**number)))
     raise StoreError(
-        f"{uri}: {what} could not be written: other processes' commits came before {_ATTEMPTS} times ({last}). The "
-        "table is as it was without it; run the same command again when fewer write."
+        f"{uri}: {what} could not be written: other processes' commits came before {_ATTEMPTS} times ({why(last)}). "
+        "The table is as it was without it; run the same command again when fewer write."
     ) from last
 
 

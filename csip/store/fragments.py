@@ -23,7 +23,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from csip.errors import StoreError
 from csip.store.committing import commit, commit_fragments_as, open_for_writing
 from csip.store.upkeep import FRAGMENT_BYTES, FRAGMENT_ROWS
-from csip.store.versions import table_uri
+from csip.store.versions import table_uri, why
 from csip.store.writing import check_keys, check_rows
 from csip.types import TableRef
 from storage_schemas import TABLES
@@ -112,8 +112,8 @@ class FragmentWriter:
             )
         except OSError as error:
             raise StoreError(
-                f"{self._dataset.uri}: {len(rows)} rows could not be written ({error}). The table is as it was; free "
-                "space or mend the permissions and run the same command again."
+                f"{self._dataset.uri}: {len(rows)} rows could not be written ({why(error)}). The table is as it was; "
+                "free space or mend the permissions and run the same command again."
             ) from error
         self._parts += [json.dumps(part.to_json()) for part in written]
 
@@ -177,8 +177,8 @@ def _read_keys(uri: str, name: str, fragments: Sequence[FragmentMetadata]) -> pa
             found = LanceFileReader(f"{uri}/data/{file.path}", columns=names).read_all().to_table()
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"{uri}: the fragment {file.path} cannot be read ({error}). Fragments are cleaned up 7 days after they "
-                "were written; run the same command again from its beginning."
+                f"{uri}: the fragment {file.path} cannot be read ({why(error)}). Fragments are cleaned up 7 days after "
+                "they were written; run the same command again from its beginning."
             ) from error
         tables.append(found.select(names).cast(tables[0].schema))
     return pa.concat_tables(tables)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from csip.errors import StoreError
-from csip.store.versions import View, open_version
+from csip.store.versions import View, open_version, why
 from csip.types import TableRef
 from storage_schemas.fields import key_names
 
@@ -55,8 +55,8 @@ def _reading(ref: TableRef) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         raise StoreError(
-            f"{ref.uri} version {ref.version}: cannot be read ({error}). Restore the table's files from a copy, or "
-            "build into a new store; `csip verify` says what else is missing."
+            f"{ref.uri} version {ref.version}: cannot be read ({why(error)}). Restore the table's files from a copy, "
+            "or build into a new store; `csip verify` says what else is missing."
         ) from error
 
 
@@ -101,14 +101,16 @@ class Rows:
         view = self._handle()
         keys = key_names(view.dataset.schema)
         names = [*keys, *(c for c in columns if c not in keys)]
-        table = view.show(view.dataset.to_table(columns=view.stored(names)), names)
+        with _reading(self.ref):
+            table = view.show(view.dataset.to_table(columns=view.stored(names)), names)
         table = table.append_column("row", pa.array(np.arange(len(table)), pa.int64()))
         return table.sort_by([(k, "ascending") for k in keys])
 
     def take(self, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Read `columns` of the numbered rows, in the order asked for."""
         view = self._handle()
-        return view.show(view.dataset.take(rows.tolist(), columns=view.stored(columns)), columns)
+        with _reading(self.ref):
+            return view.show(view.dataset.take(rows.tolist(), columns=view.stored(columns)), columns)
 
 
 def described(ref: TableRef) -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import lance
@@ -22,7 +23,8 @@ from storage_schemas import TABLES
 
 _JSON_COLUMNS = ("inputs", "outputs", "config", "counts", "weights")
 _ROUNDS = 20
-_NAME = re.compile(r"\w[\w.-]{0,199}")
+# ASCII: Lance writes a tag of other letters under a name that it does not find again, and lists no tags from then on.
+_NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,8 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".lock")):
         raise ValueError(
-            f"Snapshot {name!r}: expected a name of letters, digits, '_', '-' and single dots, that neither begins "
-            "with '-' or a dot nor ends with a dot or '.lock', at most 200 long."
+            f"Snapshot {name!r}: expected a name of letters a to z, digits, '_', '-' and single dots, that neither "
+            "begins with '-' or a dot nor ends with a dot or '.lock', at most 200 long."
         )
 
 
@@ -128,7 +130,7 @@ def _check_versions(snapshot: str, versions: Mapping[str, Any]) -> None:
 def _tag(snapshot: Snapshot, versions: Mapping[str, int]) -> None:
     for name, version in versions.items():
         uri = table_uri(snapshot.store, name)
-        commit(uri, "a tag", lambda: _set_tag(uri, snapshot_tag(snapshot.name), version))  # noqa: B023 -- called at once
+        commit(uri, "a tag", partial(_set_tag, uri, snapshot_tag(snapshot.name), version))
 
 
 def _set_tag(uri: str, tag: str, version: int) -> None:

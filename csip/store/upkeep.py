@@ -14,8 +14,8 @@ from lance.commit import CommitConflictError
 from lance.optimize import Compaction, CompactionOptions
 
 from csip.errors import StoreError
-from csip.store.committing import preempted
-from csip.store.versions import open_current, open_version
+from csip.store.committing import commit, preempted
+from csip.store.versions import open_current, open_version, table_uri, why
 from csip.types import TableRef
 
 _LOG = logging.getLogger(__name__)
@@ -67,11 +67,19 @@ def list_tags(store: str, name: str) -> dict[str, tuple[int, datetime]]:
 
 
 def untag(store: str, name: str, tag: str) -> None:
-    """Take a tag off a table; nothing happens where it is gone."""
-    dataset = open_current(store, name)
-    if tag in dataset.tags.list():
-        with contextlib.suppress(ValueError):  # gone since we looked
-            dataset.tags.delete(tag)
+    """Take a tag off a table; nothing happens where it is gone.
+
+    Raises:
+        StoreError: it cannot be taken off.
+    """
+
+    def attempt() -> None:
+        dataset = open_current(store, name)
+        if tag in dataset.tags.list():
+            with contextlib.suppress(ValueError):  # gone since we looked
+                dataset.tags.delete(tag)
+
+    commit(table_uri(store, name), "the removal of a tag", attempt)
 
 
 def delete_as_read(ref: TableRef, where: str) -> bool:
@@ -94,7 +102,7 @@ def _preempted(error: Exception, ref: TableRef) -> bool:
     """Give False for a commit that another writer's came before; any other failure is raised."""
     if not preempted(error):
         raise StoreError(
-            f"{ref.uri}: cannot be written ({error}). Free space or mend the permissions, and run `csip gc` again."
+            f"{ref.uri}: cannot be written ({why(error)}). Free space or mend the permissions, and run `csip gc` again."
         ) from error
     _LOG.warning("%s: another process wrote at the same time; left for the next `csip gc`.", ref.uri)
     return False
@@ -160,7 +168,7 @@ def clean_up(store: str, name: str, versions: Iterable[int], *, dry_run: bool) -
         )
     except OSError as error:
         raise StoreError(
-            f"{dataset.uri}: old versions cannot be cleaned up ({error}). Mend the permissions and run it again; "
+            f"{dataset.uri}: old versions cannot be cleaned up ({why(error)}). Mend the permissions and run it again; "
             "published versions are as they were."
         ) from error
     files = stats.data_files_removed + stats.deletion_files_removed + stats.index_files_removed

@@ -50,6 +50,12 @@ def quote(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+def why(error: Exception) -> str:
+    """Give Lance's reason without the lines of its own source, and without whom a server took us for."""
+    text = re.sub(r",? /\S+\.rs:\d+:\d+", "", str(error).replace("LanceError(IO): ", ""))
+    return re.sub(r"<\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*</Error>", r"\1: \2", text, flags=re.DOTALL)
+
+
 def try_open(uri: str) -> lance.LanceDataset | None:
     """Open a table's newest version; None where there is no such table.
 
@@ -62,8 +68,8 @@ def try_open(uri: str) -> lance.LanceDataset | None:
         if isinstance(error, ValueError) and "not found" in str(error):
             return None
         raise StoreError(
-            f"Table {uri}: cannot be opened ({error}). Restore it, or build into a new store; of object storage, look "
-            "at the address and the AWS_* variables, too."
+            f"Table {uri}: cannot be opened ({why(error)}). Restore it, or build into a new store; of object storage, "
+            "look at the address and the AWS_* variables, too."
         ) from error
 
 
@@ -129,7 +135,7 @@ def open_version(ref: TableRef, *, read_across: int | None = None) -> lance.Lanc
         dataset = lance.dataset(ref.uri, version=ref.version, block_size=read_across)
     except (ValueError, OSError) as error:
         raise StoreError(
-            f"{ref.uri}: version {ref.version} cannot be opened ({error}). It may have been cleaned up; "
+            f"{ref.uri}: version {ref.version} cannot be opened ({why(error)}). It may have been cleaned up; "
             "build the snapshot again."
         ) from error
     check_schema(dataset, ref.uri)

@@ -11,7 +11,7 @@ from lance.commit import CommitConflictError
 
 from csip.errors import SchemaMismatchError, StoreError
 from csip.store.committing import commit, open_for_writing
-from csip.store.versions import is_address, table_uri, try_open
+from csip.store.versions import is_address, table_uri, try_open, why
 from csip.types import TableRef
 from storage_schemas import TABLES
 from storage_schemas.fields import key_names
@@ -33,7 +33,7 @@ def prepare_store(store: str) -> None:
             open_for_writing(store, name)
     except OSError as error:
         raise StoreError(
-            f"Store {store}: cannot be written ({error}). Expected a folder that this user may write to, or "
+            f"Store {store}: cannot be written ({why(error)}). Expected a folder that this user may write to, or "
             "s3://BUCKET/PREFIX; name another with --store or CSIP_STORE."
         ) from error
 

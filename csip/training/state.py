@@ -255,5 +255,6 @@ def keep_checkpoint(
     kept[epoch] = to_plain(save_checkpoint(network, header, folder))
     for old in [one for one in kept if one != best and not (every and one % every == 0)]:
         if ranks.rank() == 0:
-            Path(kept[old]["path"]).unlink(missing_ok=True)
+            # By its name: a state that somebody else wrote must not lead out of the store.
+            (folder / Path(kept[old]["path"]).name).unlink(missing_ok=True)
         del kept[old]

@@ -20,17 +20,9 @@ from storage_schemas import TABLES
 CHILD = """
 import sys
 from csip import tables
-store, job = sys.argv[1:]
-def rows(names):
-    row = {"encoder_digest": "d", "feature": [1.0]}
-    return tables.from_rows("frame_features", [row | {"tracklet_id": n, "frame_index": 0} for n in names])
 print("ready", flush=True)
 sys.stdin.readline()
-if job == "prepare":
-    tables.prepare_store(store)
-else:
-    for i in range(5):
-        tables.upsert(store, "frame_features", rows([f"t{10 * i + j}" for j in range(10)]))
+tables.prepare_store(sys.argv[1])
 """
 
 
@@ -51,11 +43,11 @@ def run_record(run_id, key, started, **changes):
     return RunRecord(run_id=run_id, key=key, started=started, **(values | rest | changes))
 
 
-def two_processes(store, job):
+def two_processes(store):
     """Start two processes, let both load their libraries, then set them off together."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, store, job],
+            [sys.executable, "-c", CHILD, store],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,15 +99,9 @@ def test_preparing_a_store_again_changes_nothing(store):
 
 def test_two_processes_may_prepare_a_store_at_once(tmp_path):
     store = str(tmp_path / "store")
-    two_processes(store, "prepare")
+    two_processes(store)
     for name in TABLES:
         assert tables.current(store, name).version == 1
-
-
-def test_two_processes_that_upsert_the_same_new_keys_make_no_duplicates(store):
-    two_processes(store, "upsert")
-    names = tables.read(tables.current(store, "frame_features"))["tracklet_id"].to_pylist()
-    assert sorted(names) == sorted(f"t{i}" for i in range(50))
 
 
 def test_an_upsert_adds_new_keys_and_overwrites_known_ones(store):

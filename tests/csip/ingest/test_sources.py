@@ -17,6 +17,7 @@ from csip.ingest.sources import expand_all, find_videos, list_videos
 from csip.types import SourceVideo
 
 CONFIG = ExtractConfig()
+FACTS = {"config": {}, "counts": {}, "device": "cpu", "started": tables.now(), "seconds": 1.0}
 RUNTIME = RuntimeConfig()
 
 
@@ -166,11 +167,10 @@ def test_a_video_that_is_extracted_under_these_settings_is_not_to_do_again(liste
     _, before = listed(videos)
     digests = extract_digests(CONFIG)
     done = before.value.videos[0]
-    facts = {"config": {}, "counts": {}, "device": "cpu", "started": tables.now(), "seconds": 1.0}
     # A segment of it does not make it done.
-    record_pass(out, "track_segment", "k0", done, digests, **facts)
+    record_pass(out, "track_segment", "k0", done, digests, **FACTS)
     assert sum(map(len, listed(videos)[1].value.batches)) == 2
-    record_pass(out, "track_video", "k1", done, digests, **facts)
+    record_pass(out, "track_video", "k1", done, digests, **FACTS)
     _, after = listed(videos)
     assert [video.video_sha for batch in after.value.batches for video in batch] == [before.value.videos[1].video_sha]
     assert after.value.videos == before.value.videos
@@ -183,9 +183,7 @@ def test_a_video_that_is_extracted_under_these_settings_is_not_to_do_again(liste
 def test_a_moved_or_renamed_video_is_not_to_do_again(listed, videos, out, tmp_path):
     _, before = listed(videos)
     for video in before.value.videos:
-        Pass("track_video", f"key {video.video_sha}", video, extract_digests(CONFIG)).record(
-            out, config={}, counts={}, device="cpu"
-        )
+        record_pass(out, "track_video", f"key {video.video_sha}", video, extract_digests(CONFIG), **FACTS)
     (tmp_path / "moved").mkdir()
     shutil.move(videos / "b.mp4", tmp_path / "moved" / "other name.mp4")
     shutil.move(videos / "deep" / "a.mp4", tmp_path / "moved" / "a.mp4")
