@@ -19,6 +19,8 @@ from storage_schemas.fields import SCHEMA_VERSION, default, key_names, since
 
 T = TypeVar("T")
 
+# What Lance says where it has no exception of its own for it; whole phrases, as a store's path may hold such words.
+_CONFLICTS = ("commit conflict", "concurrent transaction", "concurrent writ", "conflict over the tag")
 _ATTEMPTS = 20
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 2.0
 _DICE = random.SystemRandom()  # waiting must not move the numbers that a training draws
@@ -26,8 +28,8 @@ _DICE = random.SystemRandom()  # waiting must not move the numbers that a traini
 
 def preempted(error: Exception) -> bool:
     """Tell whether a commit failed only since another writer's came before."""
-    words = ("conflict", "concurrent", "preempted")
-    return isinstance(error, CommitConflictError) or any(word in str(error).lower() for word in words)
+    told = str(error).lower()
+    return isinstance(error, CommitConflictError) or any(words in told for words in _CONFLICTS)
 
 
 def commit(uri: str, what: str, attempt: Callable[[], T]) -> T:
