@@ -18,6 +18,7 @@ from csip.errors import SchemaMismatchError
 from csip.lineage import History, flatten
 from csip.maintenance.diff import diff
 from csip.maintenance.verify import verify
+from csip.store import committing, versions
 from csip.types import Snapshot, TableRef
 from storage_schemas import TABLES, fields
 from storage_schemas.fields import FIRST_VERSION, SCHEMA_VERSION, at_version, column, key, key_names, table
@@ -358,3 +359,34 @@ def test_every_schema_is_one_that_old_stores_can_be_brought_up_to(name):
     assert [fields.default(field).type for field in schema if fields.since(field) > 2] == [
         field.type for field in schema if fields.since(field) > 2
     ]
+
+
+def test_a_table_with_nested_columns_is_brought_up_step_by_step_and_in_one(old, tmp_path, monkeypatch):
+    # Lance numbers the columns, those inside others too: a wrong number would show another column's values.
+    further = {}
+    for version, extra in (
+        (4, ("spots", pa.list_(pa.list_(pa.float32(), 3)), [[1, 2, 3]])),
+        (5, ("seen", pa.int64(), 7)),
+    ):
+        monkeypatch.setattr(fields, "SCHEMA_VERSION", version)
+        name, kind, value = extra
+        made = column(name, kind, "made for the test", since=version, default=value)
+        so_far = further.get(version - 1, TABLES["skeletons"])
+        further[version] = table(*so_far, made, rows="one")
+    before = tables.read(tables.current(old, "skeletons")).to_pylist()
+    both = [old, as_version_2(old, str(tmp_path / "at-once"))]
+    for store, steps in zip(both, ((4, 5), (5,)), strict=True):
+        for version in steps:
+            for room in (versions, committing):
+                monkeypatch.setattr(room, "SCHEMA_VERSION", version)
+            monkeypatch.setitem(TABLES, "skeletons", further[version])
+            tables.describe(store, "skeletons", {"brought": f"to {version}"})
+        ref = tables.current(store, "skeletons")
+        assert lance.dataset(ref.uri).schema.equals(further[5], check_metadata=True)
+        later = {"spots": [[1, 2, 3]], "seen": 7}
+        assert tables.read(ref).to_pylist() == [row | later for row in before]
+        one = tables.from_rows("skeletons", [before[0] | {"spots": [], "seen": 8}])
+        rows = tables.read(tables.upsert(store, "skeletons", one)).to_pylist()
+        assert rows == [before[0] | {"spots": [], "seen": 8}, *(row | later for row in before[1:])]
+        lance.dataset(ref.uri).validate()
+        monkeypatch.setitem(TABLES, "skeletons", further[4])
