@@ -28,9 +28,26 @@ _log = logging.getLogger(__name__)
 Image = npt.NDArray[np.uint8]
 Alive = Callable[[], None]
 
+# Two of them hold sound alone: it is said better than refused.
 _FORMATS = (
     *("asf", "avi", "av1", "dhav", "dv", "flv", "gxf", "h263", "h264", "hevc", "ivf", "live_flv", "m4v", "matroska"),
-    *("mov", "mpeg", "mpegts", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm", "vc1", "vvc", "wtv", "yuv4mpegpipe"),
+    *(
+        "mov",
+        "mp3",
+        "mpeg",
+        "mpegts",
+        "mpegvideo",
+        "mxf",
+        "nut",
+        "obu",
+        "ogg",
+        "rm",
+        "vc1",
+        "vvc",
+        "wav",
+        "wtv",
+        "yuv4mpegpipe",
+    ),
 )
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
 

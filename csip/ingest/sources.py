@@ -199,9 +199,9 @@ def find_videos(source: Path, closed: list[str]) -> list[Path]:
                 found.append(path)
     if not found:
         raise SourceError(
-            f"{spell(source)}: found no videos, {others} other files and {len(closed) - before} folders that cannot be "
-            f"looked into; looked for names that end in {' '.join(VIDEO_SUFFIXES)}. Name a folder with videos, or a "
-            "video by its own path."
+            f"{spell(source)}: found no videos and {others} other files; looked for names that end in "
+            f"{' '.join(VIDEO_SUFFIXES)}. Name a folder with videos, or a video by its own path."
+            + "".join(f" {one}" for one in closed[before:][:_SHOWN])
         )
     return sorted(found, key=Path.as_posix)
 

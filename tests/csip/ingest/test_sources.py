@@ -132,7 +132,7 @@ def test_a_manifest_that_does_not_say_what_it_must_is_refused(listed, videos, te
     [
         ("nowhere", "nowhere: no such file or folder"),
         ("~nobody-of-this-name/videos", "~nobody-of-this-name/videos: Could not determine home directory"),
-        ("empty", "found no videos, 1 other files"),
+        ("empty", "found no videos and 1 other files"),
     ],
 )
 def test_a_source_that_names_nothing_is_refused(listed, tmp_path, monkeypatch, source, told):
@@ -242,7 +242,7 @@ def test_links_in_a_circle_end(tmp_path):
 def test_a_source_without_videos_names_what_was_looked_for(tmp_path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "table.csv").touch()
-    with pytest.raises(SourceError, match=r"found no videos, 2 other files and 0 folders .*\.mp4"):
+    with pytest.raises(SourceError, match=r"found no videos and 2 other files; .*\.mp4"):
         find_videos(tmp_path, [])
     with pytest.raises(SourceError, match="no such file or folder"):
         find_videos(tmp_path / "elsewhere", [])
