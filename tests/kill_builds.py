@@ -1,6 +1,6 @@
 """Builds that are killed at random points, and what the store is afterwards.
 
-    python tests/kill_builds.py --kills 300
+    python -m tests.kill_builds --kills 300
 
 A store with a published snapshot gets a second build, which is killed (SIGKILL, the build's process alone) after a
 random time, again and again, until one is let through. After every kill the store must verify, the published snapshot
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
@@ -81,11 +80,11 @@ def build(store: str, videos: list[str]) -> str:
 def start(store: Path, videos: list[Path]) -> subprocess.Popen:
     """Start a build in a process of its own; return once it is about to begin."""
     process = subprocess.Popen(
-        [sys.executable, __file__, "--build", str(store), *map(str, videos)],
+        [sys.executable, "-m", "tests.kill_builds", "--build", str(store), *map(str, videos)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
     )
     line = process.stdout.readline().strip()
     if line != READY:

@@ -68,8 +68,9 @@ def extract_videos(
             return _plan(out.store, video, first, digests, config)
 
         stride, batch = config.detect.stride, runtime.pose_batch
-        steps = prefetch(read_videos(videos, plan, first, stride=stride, batch=batch), _PIECES_AHEAD)
-        stack.enter_context(closing(steps))
+        steps = stack.enter_context(
+            closing(prefetch(read_videos(videos, plan, first, stride=stride, batch=batch), _PIECES_AHEAD))
+        )
         # Whoever stops early does not wait for a decoder that may hang.
         stack.callback(second.interrupt)
         stack.callback(first.interrupt)
@@ -115,12 +116,13 @@ def _plan(
 
 
 class _Behind:
-    """The second thread: does what it is given, in that order."""
+    """The second thread: does what it is given, in that order, and nothing more once something has failed."""
 
     def __init__(self, storing: Storing) -> None:
         self._storing = storing
         self._thread = ThreadPoolExecutor(1, "storing")
         self._pending: deque[Future[None]] = deque()
+        self._whole = True
 
     def give(self, step: Found | Opened | Ended | Rejected) -> None:
         storing = self._storing
@@ -135,7 +137,14 @@ class _Behind:
                 self._submit(lambda: storing.finished(plan.video, run))
 
     def _submit(self, work: Callable[[], None]) -> None:
-        self._pending.append(self._thread.submit(work))
+        self._pending.append(self._thread.submit(self._do, work))
+
+    def _do(self, work: Callable[[], None]) -> None:
+        # A segment must not be tracked by a tracker that has missed the one before.
+        if self._whole:
+            self._whole = False
+            work()
+            self._whole = True
 
     def wait_until(self, left: int) -> Iterator[None]:
         """Wait until at most `left` pieces of work are pending; give the caller a turn from time to time.

@@ -55,16 +55,11 @@ def write_mot(snapshot: Snapshot, out: Path) -> list[Path]:
     for sha, path in files.items():
         names = sorted(name for name, video in video_of.items() if video == sha)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="ascii", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            part = Path(folder, path.name)
+            with part.open("w", encoding="ascii") as file:
                 file.writelines(_lines(snapshot, names))
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            os.replace(part, path)
     return list(files.values())
 
 

@@ -6,7 +6,7 @@ A video is read from its first open segment to its end in one go; what `runs` kn
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ def read_videos(
     *,
     stride: int,
     batch: int,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Give the frames of videos that the pose model has not seen yet, and say what is complete.
 
     Args:

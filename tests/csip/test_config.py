@@ -58,6 +58,7 @@ RECORDS = [
     CHECKPOINT,
     FileRef("/report.html", "f" * 64),
     VIDEO,
+    DIGESTS,
     VideoList((VIDEO, VIDEO), ((VIDEO,), (VIDEO,)), DIGESTS),
     ExtractedVideo("a" * 64, "t" * 64, "run"),
     EmbeddingsRef(TABLE, "e" * 64, "trained", "c" * 64),
