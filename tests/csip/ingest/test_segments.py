@@ -134,7 +134,7 @@ def test_a_crash_costs_no_more_than_its_segment(
 def test_what_a_segment_gave_is_withdrawn_when_it_comes_to_nothing(
     extracted, replayed, street, short, steps, tmp_path, monkeypatch
 ):
-    """Everybody is seen in frames 15 to 22 only: one frame too few for a tracklet, five of them in the first segment."""
+    """Everybody is seen in frames 15 to 21 only: one frame too few for a tracklet, five in the first segment."""
     answer = type(replayed).__call__
 
     def some(self, frames):
