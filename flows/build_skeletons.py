@@ -27,9 +27,9 @@ def build_skeletons(
     sources: tuple[str, ...],
     store: str,
     camera: str = "",
-    retrack: str = "",
     config: ExtractConfig = ExtractConfig(),  # noqa: B008 (frozen)
     runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (frozen)
+    retrack: str = "",
 ) -> Snapshot:
     """Decode, find and track people, cache crops and skeletons; videos already done are not done again.
 
@@ -38,9 +38,9 @@ def build_skeletons(
             such as `walkers:`.
         store: the folder of the store's tables.
         camera: the one camera that took all of them; empty: every file is a camera of its own.
-        retrack: a published snapshot, in the place of sources: its videos are tracked again, from what was detected.
         config: what changes the rows.
         runtime: what only changes how fast they come.
+        retrack: a published snapshot, in the place of sources: its videos are tracked again, from what was detected.
     """
     if is_benchmark(sources):
         return import_benchmark_task(store, sources[0], config, runtime)

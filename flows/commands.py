@@ -247,7 +247,7 @@ def _build(
     begun = tables.now()
     tables.prepare_store(store)
     with _watched(quiet=quiet):
-        snapshot: Snapshot = build_skeletons(sources, store, camera, retrack, experiment.extract, experiment.runtime)
+        snapshot: Snapshot = build_skeletons(sources, store, camera, experiment.extract, experiment.runtime, retrack)
     done = tables.find_runs(store, f"started >= {quote(begun)}")
     lists = ("list_videos", "list_snapshot")
     listed: Mapping[str, Any] = next((run.counts for run in reversed(done) if run.stage in lists), {})

@@ -105,7 +105,9 @@ def unharmed(own_store):
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["config", "nobody"], "found no recipe 'nobody'; there are: demo, video"),
         (["build-skeletons", "a.mp4", "--recipe", "nobody"], "found no recipe 'nobody'"),
-        (["build-skeletons"], "required: SOURCE"),
+        (["build-skeletons"], "name SOURCEs, or --retrack SNAPSHOT, and not both"),
+        (["build-skeletons", "a.mp4", "--retrack", "x"], "name SOURCEs, or --retrack SNAPSHOT, and not both"),
+        (["build-skeletons", "--retrack", "x", "--set", "detect.iou=0.5"], "--retrack: takes detections as they are"),
         (["train-csip", "demo"], "required: --snapshot"),
         (["config", "demo", "--js"], "unrecognized arguments: --js"),
         (["config", "demo", "--set", "stage1"], "expected section.field=value"),
@@ -502,6 +504,30 @@ def test_a_camera_that_is_named_goes_for_all_videos(command, own_store, built, s
     assert {row["camera"] for row in rows(own_store, "splits", f"dataset = '{named}'")} == {"gate"}
     # Without it, a file is its own camera.
     assert {row["camera"] for row in rows(own_store, "splits", f"dataset = '{built.snapshot}'")} == {"street"}
+
+
+def test_a_snapshot_is_tracked_again_with_what_was_detected_and_its_tracks_are_written(
+    command, own_store, built, tmp_path
+):
+    tracks = tmp_path / "tracks.txt"
+    detected = len(rows(own_store, "runs", "stage = 'detect_video'"))
+    words = ["--retrack", built.snapshot, "--set", "track.min_seconds=2.5", "--set", "split.min_part_frames=4"]
+    done = command("build-skeletons", *words, "--store", own_store, "--mot-out", tracks, "--profile")
+    assert done.code == 0, done.err
+    assert len(rows(own_store, "runs", "stage = 'detect_video'")) == detected
+    assert "share of the pose model 0.0%" in " ".join(done.out.split())
+    assert str(tracks) in done.out
+    (name,) = {row["name"] for row in rows(own_store, "snapshots")} - {built.snapshot}
+    assert name in done.out
+    lines = [line.split(",") for line in tracks.read_text(encoding="ascii").splitlines()]
+    assert {len(line) for line in lines} == {10}
+    digests = {row["track_digest"] for row in rows(own_store, "tracklets") if row["num_frames"] >= 25}
+    kept = [row for row in rows(own_store, "tracklets") if row["track_digest"] in digests]
+    assert 0 < len({line[1] for line in lines}) < len(kept)
+    # Once more, as JSON: nothing is left to do, and the file is the same.
+    told = json.loads(command("build-skeletons", *words, "--store", own_store, "--mot-out", tracks, "--json").out)
+    assert (told["snapshot"], told["mot"]) == (name, [str(tracks)])
+    assert told["listed"]["already_extracted"] == 1
 
 
 def test_too_few_tracklets_to_train_are_published_and_said(command, own_store, street, settings):
