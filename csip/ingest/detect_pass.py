@@ -196,6 +196,12 @@ def _join(some: Sequence[Frames]) -> Frames:
     return Frames(*(np.concatenate(column) for column in columns))
 
 
+def lost_frames(found: Found, stride: int) -> list[int]:
+    """List the frames before the last one of a segment that should have been looked at and did not decode."""
+    looked_at = set(found.frame_index)
+    return [i for i in range(found.segment.first, max(looked_at, default=0), stride) if i not in looked_at]
+
+
 def detection_rows(video_sha: str, detect_digest: str, found: Found) -> pa.Table:
     """Lay out what was found as rows of `detections`."""
     count = [len(people) for people in found.people]

@@ -15,7 +15,7 @@ from csip import tables
 from csip.config import ExtractConfig, to_plain
 from csip.errors import VideoError
 from csip.ingest.decoder import Decoder
-from csip.ingest.detect_pass import Found, detection_rows
+from csip.ingest.detect_pass import Found, detection_rows, lost_frames
 from csip.ingest.phases import Seconds, timed
 from csip.ingest.plan import Segment, VideoPlan, detect_key
 from csip.ingest.reading import Ended, Rejected
@@ -106,6 +106,7 @@ class Storing:
             "frames": len(found.people),
             "detections": len(rows),
             "end_frame": max(found.frame_index, default=segment.first - 1) + 1,
+            "lost": lost_frames(found, self._config.detect.stride),
             "reason": found.reason,
             "left_out": found.dropped,
             "model_seconds": round(found.seconds, 3),

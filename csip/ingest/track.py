@@ -85,11 +85,18 @@ class Association:
         lost = 0 if self._before is None else (frame_index - self._before) // self._stride - 1
         # Beyond the buffer nothing is left to be forgotten.
         for _ in range(min(lost, self.buffer + 1)):
-            self._tracker.update(_Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)))
+            self._step(_Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)))
         self._before = frame_index
         # Copies: the tracker keeps views of what it is given.
-        seen = _Detections(people.boxes.astype(np.float32), people.score.astype(np.float32))
-        rows = np.asarray(self._tracker.update(seen), dtype=np.float64).reshape(-1, 8)
+        return self._step(_Detections(people.boxes.astype(np.float32), people.score.astype(np.float32)))
+
+    def _step(self, seen: _Detections) -> list[tuple[int, int]]:
+        tracker = self._tracker
+        rows = np.asarray(tracker.update(seen), dtype=np.float64).reshape(-1, 8)
+        # Ultralytics strikes out who was lost for too long one frame late: until then they could come back, after
+        # however long a hole in the video, and once back would be forgotten as soon as they are unseen again.
+        lost = [track for track in tracker.lost_stracks if tracker.frame_id - track.end_frame <= self.buffer]
+        tracker.lost_stracks = lost
         # Columns: x1 y1 x2 y2 track_id score class row.
         return sorted((int(row[4]), int(row[7])) for row in rows)
 

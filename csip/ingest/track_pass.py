@@ -138,11 +138,15 @@ class TrackPass:
     def _track(self, segment: Segment, detected: RunRecord, *, last: bool) -> SegmentTracks:
         store, sha, stride = self._out.store, self._plan.video.video_sha, self._config.detect.stride
         end = int(detected.counts["end_frame"])
+        # There is no picture of them, so that no box may be interpolated there; earlier versions did not say.
+        lost = set(detected.counts.get("lost", ()))
         times: dict[int, float] = {}
         with timed(self._seconds, "track"):
             for frame_index, at, people in read_detections(
                 store, sha, self._digests.detect, segment.first, end, stride
             ):
+                if frame_index in lost:
+                    continue
                 times[frame_index] = at
                 self._tracker.add(frame_index, people)
             tracks = self._tracker.end_segment(final=last)

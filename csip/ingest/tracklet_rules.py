@@ -7,7 +7,7 @@ Shapes: N people in a frame, J joints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ LOOK_BACK_SECONDS = 1.0
 
 _SURE = 0.5  # keypoint confidence from which a joint's place is believed
 _FEWEST_JOINTS = 4
+_HEIGHTS = 5  # detections whose median height stands for a track's end
 _BORDER = 2.0  # pixels
 
 
@@ -50,6 +51,12 @@ class Seen:
     def head(self) -> FloatArray:
         """(2,) middle of the box's upper edge: the part of a person that things in the street hide last."""
         return np.array([(self.box[0] + self.box[2]) / 2, self.box[1]], dtype=np.float32)
+
+
+def remember(track: Sequence[Seen], fps: float) -> list[Seen]:
+    """Leave of a track's detections those at its end that the rules here look back at."""
+    since = track[-1].frame_index - LOOK_BACK_SECONDS * fps
+    return [seen for seen in track[:-_HEIGHTS] if seen.frame_index >= since] + list(track[-_HEIGHTS:])
 
 
 def drop_doubles(people: People, distance: float) -> tuple[People, int]:
@@ -94,30 +101,37 @@ def is_jump(track: Sequence[Seen], seen: Seen, fps: float, config: TrackConfig) 
         fps: frames a second of the video.
         config: `jump_distance`, where 0 turns the rule off, and `jump_ratio`.
     """
+    if not config.jump_distance:
+        return False
     last = track[-1]
     seconds = (seen.frame_index - last.frame_index) / fps
     height = min(last.height, seen.height)
-    there = last.head + _velocity(track, fps) * seconds
+    there = last.head + _velocity(reversed(track), fps) * seconds
     # Whether it went on or stood still: the better guess counts.
     off = min(float(np.linalg.norm(seen.head - guess)) for guess in (there, last.head)) / height
     ratio = max(last.height, seen.height) / height
     far = config.jump_distance * (1 + seconds)
-    if not far:
-        return False
     return off > far or bool(config.jump_ratio and ratio > config.jump_ratio and off > far / 2)
 
 
-def _velocity(track: Sequence[Seen], fps: float, *, begin: bool = False) -> FloatArray:
-    """Give the mean velocity of the head at a track's end (or begin), pixels a second."""
-    edge, other = (track[0], track[-1]) if begin else (track[-1], track[0])
-    reach = LOOK_BACK_SECONDS * fps
-    near = [one for one in track if abs(one.frame_index - edge.frame_index) <= reach]
-    other = near[-1] if begin else near[0]
-    frames = abs(edge.frame_index - other.frame_index)
+def _velocity(track: Iterable[Seen], fps: float) -> FloatArray:
+    """Give the mean velocity of the head over a second, pixels a second of the video.
+
+    Args:
+        track: detections from the edge of interest inwards, so backwards in time for a track's end; read no further
+            than the second.
+        fps: frames a second of the video.
+    """
+    inwards = iter(track)
+    edge = other = next(inwards)
+    for seen in inwards:
+        if abs(seen.frame_index - edge.frame_index) > LOOK_BACK_SECONDS * fps:
+            break
+        other = seen
+    frames = edge.frame_index - other.frame_index
     if not frames:
         return np.zeros(2, np.float32)
-    way = other.head - edge.head if begin else edge.head - other.head
-    return np.asarray(way * (fps / frames), dtype=np.float32)
+    return np.asarray((edge.head - other.head) * (fps / frames), dtype=np.float32)
 
 
 def link(
@@ -157,11 +171,11 @@ def _link_cost(before: Sequence[Seen], after: Sequence[Seen], fps: float, config
     seconds = (begin.frame_index - end.frame_index) / fps
     if not 0 < seconds <= config.link_seconds:
         return None
-    heights = [float(np.median([one.height for one in part])) for part in (before[-5:], after[:5])]
+    heights = [float(np.median([one.height for one in part])) for part in (before[-_HEIGHTS:], after[:_HEIGHTS])]
     if max(heights) > config.link_ratio * min(heights):
         return None
-    forward = begin.head - (end.head + _velocity(before, fps) * seconds)
-    backward = end.head - (begin.head - _velocity(after, fps, begin=True) * seconds)
+    forward = begin.head - (end.head + _velocity(reversed(before), fps) * seconds)
+    backward = end.head - (begin.head - _velocity(after, fps) * seconds)
     cost = float(np.linalg.norm(forward) + np.linalg.norm(backward)) / 2 / float(np.mean(heights))
     return cost if cost <= config.link_distance else None
 

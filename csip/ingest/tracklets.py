@@ -17,7 +17,7 @@ import numpy as np
 
 from csip.config import TrackConfig
 from csip.ingest.track import Association
-from csip.ingest.tracklet_rules import LOOK_BACK_SECONDS, Seen, drop_doubles, fill_gap, is_jump, link
+from csip.ingest.tracklet_rules import Seen, drop_doubles, fill_gap, is_jump, link, remember
 from csip.types import People, Tracklet
 
 APPEARED, JUMPED, LEFT, ENDED = "appeared", "identity jump", "left", "video ended"
@@ -57,7 +57,7 @@ class SegmentTracks:
         summaries: tracklet_id -> what it is so far, of every track that is in `tracklets`, or was before and may go on.
         withdrawn: tracks whose rows an earlier segment gave and that turned out not to be worth keeping.
         dropped: reason -> tracks that were dropped for it, decided in this segment; every reason is there.
-        rules: what each rule did, in this segment; every rule is there.
+        rules: what each rule did, in this segment, to dropped tracks as well; every rule is there.
     """
 
     tracklets: tuple[Tracklet, ...]
@@ -139,6 +139,7 @@ class VideoTracker:
         self._numbers = 0
         self._rules: Counter[str] = Counter()
         self._now = 0
+        self._looked_at: set[int] = set()  # frames of this segment
         # A track that was not seen for longer neither comes back nor is linked to.
         self._horizon = max(self._association.buffer * stride, config.link_seconds * fps)
 
@@ -152,6 +153,7 @@ class VideoTracker:
         single, doubles = drop_doubles(people, config.double_distance)
         self._rules[DOUBLES] += doubles
         self._now = frame_index
+        self._looked_at.add(frame_index)
         for association, row in self._association.update(frame_index, single):
             seen = Seen(frame_index, single.boxes[row], float(single.score[row]), single.keypoints[row])
             track = self._live.get(association)
@@ -193,9 +195,10 @@ class VideoTracker:
         kept = {id(track) for track in still_open}
         self._live = {number: track for number, track in self._live.items() if id(track) in kept}
         for track in still_open:
-            self._forget(track)
+            track.recent = remember(track.recent, self._fps)
         rules = {name: self._rules[name] for name in (DOUBLES, CUTS, LINKS, FILLED)}
         self._rules.clear()
+        self._looked_at.clear()
         return SegmentTracks(tuple(tracklets), summaries, tuple(withdrawn), dropped, rules)
 
     def _begin(self, association: int, frame_index: int, why: str) -> _Track:
@@ -206,19 +209,19 @@ class VideoTracker:
         return track
 
     def _fill(self, track: _Track, seen: Seen) -> None:
-        """Interpolate the boxes of a short gap, as far as it lies in this segment."""
-        filled = fill_gap(
+        """Interpolate the boxes of a short gap, in those of its frames that were looked at in this segment."""
+        gap = fill_gap(
             track.recent[-1],
             seen,
             stride=self._stride,
             frames=self._config.interpolate_seconds * self._fps,
             frame_size=self._frame_size,
         )
-        if filled and (track.rows or not track.given):
-            track.rows += filled
-            track.frames += len(filled)
-            track.interpolated += len(filled)
-            self._rules[FILLED] += len(filled)
+        filled = [one for one in gap if one.frame_index in self._looked_at]
+        track.rows += filled
+        track.frames += len(filled)
+        track.interpolated += len(filled)
+        self._rules[FILLED] += len(filled)
 
     def _link(self) -> None:
         """Join tracks that begin in this segment to tracks that ended shortly before where they begin."""
@@ -247,11 +250,6 @@ class VideoTracker:
         before.association = after.association
         if self._live.get(after.association) is after:
             self._live[after.association] = before
-
-    def _forget(self, track: _Track) -> None:
-        """Leave of a track what the rules look back at."""
-        since = track.last - self._fps * LOOK_BACK_SECONDS
-        track.recent = [seen for seen in track.recent[:-1] if seen.frame_index >= since] + track.recent[-1:]
 
     def _fault(self, track: _Track) -> str:
         config, seen = self._config, track.frames - track.interpolated
