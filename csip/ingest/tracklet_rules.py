@@ -95,6 +95,9 @@ def drop_doubles(people: People, distance: float) -> tuple[People, int]:
 def is_jump(track: Sequence[Seen], seen: Seen, fps: float, config: TrackConfig) -> bool:
     """Tell whether a track's next detection cannot be the same person: too far off, or of another size.
 
+    The joints' places within the box are no cue: on the demo's street two people's poses differ by .10 of a box height
+    in the middle and .20 at most, one person's from a tenth of a second to the next by up to .35.
+
     Args:
         track: its detections, the last ones at least; one or more.
         seen: the next one.
@@ -194,7 +197,7 @@ def fill_gap(last: Seen, seen: Seen, *, stride: int, frames: float, frame_size: 
         What lies between the two, a `Seen` a frame.
     """
     apart = seen.frame_index - last.frame_index
-    if not stride < apart <= frames or any(_at_border(one.box, frame_size) for one in (last, seen)):
+    if not stride < apart <= frames or any(touches_border(one.box, frame_size) for one in (last, seen)):
         return []
     joints = np.zeros_like(seen.keypoints)
     between = range(last.frame_index + stride, seen.frame_index, stride)
@@ -205,7 +208,8 @@ def fill_gap(last: Seen, seen: Seen, *, stride: int, frames: float, frame_size: 
     ]
 
 
-def _at_border(box: FloatArray, frame_size: tuple[int, int]) -> bool:
+def touches_border(box: FloatArray, frame_size: tuple[int, int]) -> bool:
+    """Tell whether somebody may be about to leave the frame of this size (H, W), or may just have entered it."""
     height, width = frame_size
     x1, y1, x2, y2 = box.tolist()
     return bool(min(x1, y1, width - x2, height - y2) < _BORDER)

@@ -17,10 +17,13 @@ import numpy as np
 
 from csip.config import TrackConfig
 from csip.ingest.track import Association
-from csip.ingest.tracklet_rules import Seen, drop_doubles, fill_gap, is_jump, link, remember
+from csip.ingest.tracklet_rules import Seen, drop_doubles, fill_gap, is_jump, link, remember, touches_border
 from csip.types import People, Tracklet
 
 APPEARED, JUMPED, LEFT, ENDED = "appeared", "identity jump", "left", "video ended"
+AWAY_SECONDS = 0.5
+"""How long somebody at the border of the frame must be unseen to have been out of it."""
+
 TOO_SHORT, GHOST = "too short", "ghost"
 CUTS, LINKS, FILLED, DOUBLES = "identity jumps cut", "tracks linked", "boxes interpolated", "double detections left out"
 
@@ -161,7 +164,7 @@ class VideoTracker:
                 track.ends = JUMPED
                 self._rules[CUTS] += 1
                 track = self._begin(association, frame_index, JUMPED)
-            elif track is None:
+            elif track is None or self._was_away(track, seen):
                 track = self._begin(association, frame_index, APPEARED)
             else:
                 self._fill(track, seen)
@@ -208,6 +211,12 @@ class VideoTracker:
         self._open.append(track)
         return track
 
+    def _was_away(self, track: _Track, seen: Seen) -> bool:
+        """Tell whether a track that comes back may have been out of view, so that it may be somebody else."""
+        unseen = (seen.frame_index - track.last) / self._fps
+        ends = (track.recent[-1].box, seen.box)
+        return unseen > AWAY_SECONDS and all(touches_border(box, self._frame_size) for box in ends)
+
     def _fill(self, track: _Track, seen: Seen) -> None:
         """Interpolate the boxes of a short gap, in those of its frames that were looked at in this segment."""
         gap = fill_gap(
@@ -225,7 +234,9 @@ class VideoTracker:
 
     def _link(self) -> None:
         """Join tracks that begin in this segment to tracks that ended shortly before where they begin."""
-        earlier = [track for track in self._open if track.ends == LEFT]
+        # Who ended at the border of the frame has left it; who comes in there next may be somebody else.
+        inside = [one for one in self._open if not touches_border(one.recent[-1].box, self._frame_size)]
+        earlier = [track for track in inside if track.ends == LEFT]
         later = [track for track in self._open if track.begins == APPEARED and not track.given]
         pairs = link([t.recent for t in earlier], [t.recent for t in later], self._fps, self._config)
         into: dict[int, _Track] = {}

@@ -463,3 +463,19 @@ def test_frames_come_in_order():
     tracker.add(4, frame())
     with pytest.raises(ValueError, match="frame_index 4 comes after 4"):
         tracker.add(4, frame())
+
+
+@pytest.mark.parametrize(("pause", "people"), [(3, 1), (8, 2), (12, 2)])
+def test_whoever_comes_in_where_somebody_left_is_somebody_else(pause, people):
+    """One walks out at the right border of a frame 2000 pixels wide, one walks in at the same place."""
+    out = [frame(person(1844 + 4 * i)) for i in range(30)]
+    back = [frame(person(1960 - 4 * i)) for i in range(30)]
+    found = track(out + [frame()] * pause + back)
+    assert len(found.summaries) == people
+    assert found.rules[LINKS] == 0
+
+
+def test_whoever_comes_back_in_the_middle_of_the_frame_is_the_same():
+    there = [frame(person(500 + 4 * i)) for i in range(30)]
+    back = [frame(person(616 - 4 * i)) for i in range(30)]
+    assert len(track(there + [frame()] * 8 + back).summaries) == 1
