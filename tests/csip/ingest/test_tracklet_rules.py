@@ -233,9 +233,8 @@ def fill(last, then, **changes):
 def test_a_gap_is_filled_by_hand():
     filled = fill(seen(10, 100, 50, 100), seen(14, 140, 90, 120))
     assert [one.frame_index for one in filled] == [11, 12, 13]
-    np.testing.assert_allclose([one.box for one in filled][0], [110, 60, 150, 165])
-    np.testing.assert_allclose([one.box for one in filled][1], [120, 70, 160, 180])
-    np.testing.assert_allclose([one.box for one in filled][2], [130, 80, 170, 195])
+    boxes = np.stack([one.box for one in filled])
+    np.testing.assert_allclose(boxes, [[110, 60, 150, 165], [120, 70, 160, 180], [130, 80, 170, 195]])
     for one in filled:
         assert (one.score, one.interpolated) == (0, True)
         assert one.keypoints.shape == (17, 3)

@@ -436,7 +436,7 @@ def test_numbers_of_tracks_do_not_depend_on_borders_without_links(seed, borders)
 
 
 def test_what_is_kept_in_mind_does_not_grow_with_the_video():
-    """Somebody new every second frame for 100 segments, and one who stays: the last segments hold what the first did."""
+    """Somebody new every second frame for 100 segments, and one who stays: the last ones hold what the first did."""
     tracker, most = begin(), []
     for t in range(4000):
         walkers = (person(100 + 90 * ((t // 2 - k) % 20), 300 + (t - 2 * (t // 2 - k))) for k in range(8))
