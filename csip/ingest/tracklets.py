@@ -21,7 +21,7 @@ from csip.ingest.tracklet_rules import Seen, drop_doubles, fill_gap, is_jump, li
 from csip.types import People, Tracklet
 
 APPEARED, JUMPED, LEFT, ENDED = "appeared", "identity jump", "left", "video ended"
-AWAY_SECONDS = 0.5
+AWAY_SECONDS = 1.5
 """How long somebody at the border of the frame must be unseen to have been out of it."""
 
 TOO_SHORT, GHOST = "too short", "ghost"
@@ -234,11 +234,13 @@ class VideoTracker:
 
     def _link(self) -> None:
         """Join tracks that begin in this segment to tracks that ended shortly before where they begin."""
-        # Who ended at the border of the frame has left it; who comes in there next may be somebody else.
-        inside = [one for one in self._open if not touches_border(one.recent[-1].box, self._frame_size)]
-        earlier = [track for track in inside if track.ends == LEFT]
+        earlier = [track for track in self._open if track.ends == LEFT]
         later = [track for track in self._open if track.begins == APPEARED and not track.given]
-        pairs = link([t.recent for t in earlier], [t.recent for t in later], self._fps, self._config)
+        pairs = [
+            (a, b)
+            for a, b in link([t.recent for t in earlier], [t.recent for t in later], self._fps, self._config)
+            if not self._was_away(earlier[a], later[b].recent[0])
+        ]
         into: dict[int, _Track] = {}
         for a, b in sorted(pairs, key=lambda pair: later[pair[1]].first):
             before, after = earlier[a], later[b]

@@ -465,7 +465,7 @@ def test_frames_come_in_order():
         tracker.add(4, frame())
 
 
-@pytest.mark.parametrize(("pause", "people"), [(3, 1), (8, 2), (12, 2)])
+@pytest.mark.parametrize(("pause", "people"), [(3, 1), (18, 2), (25, 2)])
 def test_whoever_comes_in_where_somebody_left_is_somebody_else(pause, people):
     """One walks out at the right border of a frame 2000 pixels wide, one walks in at the same place."""
     out = [frame(person(1844 + 4 * i)) for i in range(30)]

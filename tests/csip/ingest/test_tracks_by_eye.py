@@ -4,10 +4,18 @@ The detections are stored (`tests/golden/pedestrians_detections.npz`); who is wh
 by eye (`tests/golden/pedestrians_by_eye.json`): no public ground truth, and no part of one.
 """
 
+import dataclasses
+import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from csip.config import TrackConfig
+from csip.ingest.tracklets import CUTS, DOUBLES, FILLED, LINKS, VideoTracker
+from csip.types import People
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DETECTIONS, BY_EYE = GOLDEN / "pedestrians_detections.npz", GOLDEN / "pedestrians_by_eye.json"
