@@ -55,9 +55,7 @@ def write_mot(snapshot: Snapshot, out: Path) -> list[Path]:
     for sha, path in files.items():
         names = sorted(name for name, video in video_of.items() if video == sha)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="ascii", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile("w", encoding="ascii", dir=path.parent, prefix=".mot-", delete=False) as file:
             try:
                 file.writelines(_lines(snapshot, names))
                 file.flush()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csip.config import TrackConfig
+from csip.ingest.detect_pass import Found, lost_frames
 from csip.ingest.tracklets import (
     APPEARED,
     CUTS,
@@ -463,3 +464,12 @@ def test_frames_come_in_order():
     tracker.add(4, frame())
     with pytest.raises(ValueError, match="frame_index 4 comes after 4"):
         tracker.add(4, frame())
+
+
+@pytest.mark.parametrize(
+    ("stride", "seen", "lost"),
+    [(1, [10, 11, 14], [12, 13]), (1, [12], [10, 11]), (2, [10, 12, 18], [14, 16]), (1, [], []), (1, [10, 11], [])],
+)
+def test_frames_that_did_not_decode_are_known(stride, seen, lost):
+    found = Found(None, SimpleNamespace(first=10), frame_index=seen)
+    assert lost_frames(found, stride) == lost
