@@ -55,7 +55,7 @@ def write_mot(snapshot: Snapshot, out: Path) -> list[Path]:
     for sha, path in files.items():
         names = sorted(name for name, video in video_of.items() if video == sha)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mot-") as folder:
             part = Path(folder, path.name)
             with part.open("w", encoding="ascii") as file:
                 file.writelines(_lines(snapshot, names))

@@ -21,7 +21,7 @@ from csip.ingest.tracklet_rules import Seen, drop_doubles, fill_gap, is_jump, li
 from csip.types import People, Tracklet
 
 APPEARED, JUMPED, LEFT, ENDED = "appeared", "identity jump", "left", "video ended"
-AWAY_SECONDS = 1.5
+AWAY_SECONDS = 2.0
 """How long somebody at the border of the frame must be unseen to have been out of it."""
 
 TOO_SHORT, GHOST = "too short", "ghost"

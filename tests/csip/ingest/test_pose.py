@@ -1,15 +1,12 @@
 """The shipped model on frames of the shipped video, against ultralytics' own predictor."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import csip
-from csip.config import TrackConfig
 from csip.ingest.pose import PoseModel
-from csip.ingest.track import build_tracklets
 from csip.ingest.video import read_frames
 from csip.ingest.yolo import import_quietly
 from csip.types import Frames
@@ -155,23 +152,3 @@ def test_frames_of_another_size_are_refused(pytorch):
     small = Frames(np.zeros((1, 100, 100, 3), np.uint8), np.zeros(1, np.int64), np.zeros(1))
     with pytest.raises(ValueError, match=r"got frames of \(100, 100\) pixels, expected \(576, 768\)"):
         pytorch(small)
-
-
-@pytest.mark.slow
-def test_the_whole_video_gives_long_tracklets():
-    """Seen by eye on contact sheets: about a dozen people, most of whom leave and come back, and few short breaks."""
-    config = TrackConfig()
-    detections = []
-    model = make("auto")
-    for part in read_frames(ASSETS / "pedestrians.mp4", batch=16, threads=2):
-        detections += zip(part.frame_index.tolist(), model(part), strict=True)
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "jpeg_quality"}
-    result = build_tracklets(detections, fps=10.0, make_id=str, **settings)
-    lengths = [len(tracklet) for tracklet in result.tracklets]
-    assert 20 <= len(lengths) <= 50
-    assert sum(lengths) > 2500
-    assert np.median(lengths) > 50
-    boxes = dict(detections)
-    for tracklet in result.tracklets:
-        for index, box in zip(tracklet.frame_index.tolist(), tracklet.boxes, strict=True):
-            assert (boxes[index].boxes == box).all(axis=1).any()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csip.config import TrackConfig
+from csip.ingest.detect_pass import Found, lost_frames
 from csip.ingest.tracklets import (
     APPEARED,
     CUTS,
@@ -465,7 +466,7 @@ def test_frames_come_in_order():
         tracker.add(4, frame())
 
 
-@pytest.mark.parametrize(("pause", "people"), [(3, 1), (18, 2), (25, 2)])
+@pytest.mark.parametrize(("pause", "people"), [(3, 1), (25, 2), (40, 2)])
 def test_whoever_comes_in_where_somebody_left_is_somebody_else(pause, people):
     """One walks out at the right border of a frame 2000 pixels wide, one walks in at the same place."""
     out = [frame(person(1844 + 4 * i)) for i in range(30)]
@@ -479,3 +480,12 @@ def test_whoever_comes_back_in_the_middle_of_the_frame_is_the_same():
     there = [frame(person(500 + 4 * i)) for i in range(30)]
     back = [frame(person(616 - 4 * i)) for i in range(30)]
     assert len(track(there + [frame()] * 8 + back).summaries) == 1
+
+
+@pytest.mark.parametrize(
+    ("stride", "seen", "lost"),
+    [(1, [10, 11, 14], [12, 13]), (1, [12], [10, 11]), (2, [10, 12, 18], [14, 16]), (1, [], []), (1, [10, 11], [])],
+)
+def test_frames_that_did_not_decode_are_known(stride, seen, lost):
+    found = Found(None, SimpleNamespace(first=10), frame_index=seen)
+    assert lost_frames(found, stride) == lost
