@@ -22,6 +22,7 @@ from csip.store.columns import (
     vectors_array,
     vectors_column,
 )
+from csip.store.forgetting import erase_versions, rewrite_without
 from csip.store.fragments import Fragments, FragmentWriter, commit_fragments
 from csip.store.reading import Rows, count, described, read, stream
 from csip.store.records import (
@@ -37,6 +38,7 @@ from csip.store.records import (
     record_run,
     snapshot_row,
     snapshot_tag,
+    tag_snapshot,
 )
 from csip.store.upkeep import (
     Extent,
@@ -75,6 +77,7 @@ __all__ = [
     "delete_as_read",
     "describe",
     "described",
+    "erase_versions",
     "exists",
     "extent",
     "find_run",
@@ -96,10 +99,12 @@ __all__ = [
     "read",
     "read_snapshots",
     "record_run",
+    "rewrite_without",
     "snapshot_row",
     "snapshot_tag",
     "stream",
     "table_uri",
+    "tag_snapshot",
     "untag",
     "upsert",
     "vectors_array",

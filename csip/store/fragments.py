@@ -190,8 +190,11 @@ def _without(dataset: lance.LanceDataset, keys: pa.Table, replace: str | None) -
     if replace is not None:
         met = dataset.to_table(columns=keys.schema.names[:1], filter=replace, with_row_address=True)
         doomed = np.union1d(doomed, np.asarray(met["_rowaddr"], dtype=np.uint64))
-    if not len(doomed):
-        return dataset
+    return delete_addresses(dataset, doomed, replace or "rows that are written anew") if len(doomed) else dataset
+
+
+def delete_addresses(dataset: lance.LanceDataset, doomed: npt.NDArray[np.uint64], why: str) -> lance.LanceDataset:
+    """Delete rows by their addresses, (N,) ascending, in one commit; `why` stays in the table's history."""
     number, offset = doomed >> np.uint64(32), doomed & np.uint64(0xFFFFFFFF)
     fewer, gone = [], []
     for fragment in dataset.get_fragments():
@@ -203,7 +206,7 @@ def _without(dataset: lance.LanceDataset, keys: pa.Table, replace: str | None) -
             gone.append(fragment.fragment_id)
         else:
             fewer.append(left)
-    deletion = lance.LanceOperation.Delete(fewer, gone, replace or "rows that are written anew")
+    deletion = lance.LanceOperation.Delete(fewer, gone, why)
     return lance.LanceDataset.commit(dataset.uri, deletion, read_version=dataset.version, max_retries=0)
 
 
