@@ -52,11 +52,12 @@ from csip.store.upkeep import (
     untag,
 )
 from csip.store.versions import current, exists, folder, is_address, quote, table_uri
-from csip.store.writing import delete, describe, prepare_store, upsert
+from csip.store.writing import FORGETTING, delete, describe, prepare_store, refuse_while_forgetting, upsert
 from csip.types import TableRef
 from storage_schemas import TABLES
 
 __all__ = [
+    "FORGETTING",
     "TABLES",
     "Extent",
     "FragmentWriter",
@@ -99,6 +100,7 @@ __all__ = [
     "read",
     "read_snapshots",
     "record_run",
+    "refuse_while_forgetting",
     "rewrite_without",
     "snapshot_row",
     "snapshot_tag",

@@ -376,7 +376,7 @@ def _video_rows(counts: Mapping[str, Any], listed: Mapping[str, Any]) -> list[tu
     ]
     if failed:
         rows.append(("videos left out", f"{failed} in quarantine; the table `videos` says why"))
-    for name in ("unreadable_files", "unreadable_folders", "duplicate_files"):
+    for name in ("forgotten_files", "unreadable_files", "unreadable_folders", "duplicate_files"):
         if listed.get(name):
             rows.append((name.replace("_", " "), listed[name]))
     rows += [(f"  {key}", value) for key, value in listed.items() if key.startswith("unreadable ")]

@@ -15,7 +15,7 @@ SCHEMA = table(
     column("expected_frames", pa.int64(), "frames the container promises"),
     column("num_frames", pa.int64(), "frames that could be decoded"),
     column("duration", pa.float64(), "seconds"),
-    column("status", pa.string(), "'ok', 'partial' (damaged, what came was kept) or 'quarantined' (no rows)"),
+    column("status", pa.string(), "'ok'; 'partial': damaged, what came was kept; 'quarantined', 'forgotten': no rows"),
     column("reason", pa.string(), "what went wrong; empty when ok"),
     rows="one video file, known by its content",
 )

@@ -15,6 +15,7 @@ from csip.ingest.container import spell
 from csip.ingest.decoder import Decoder
 from csip.ingest.records import extract_digests, finished_videos, record_video
 from csip.ingest.video import VideoInfo
+from csip.maintenance.forget import forgotten
 from csip.types import Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
 VIDEO_SUFFIXES = (
@@ -64,7 +65,8 @@ def list_videos(
     done = finished_videos(out.store, digests.track)
     videos: dict[str, SourceVideo] = {}
     reasons: list[str] = []
-    duplicates = 0
+    duplicates = refused = 0
+    gone = forgotten(out.store)
     with Decoder(runtime) as decoder:
         for i, one in enumerate(found.files):
             yield Progress("list_videos", i, len(found.files), "files")
@@ -74,9 +76,17 @@ def list_videos(
                 reasons.append(str(error))
                 record_video(out.store, one.path, None, "quarantined", str(error), 0)
                 continue
+            if info.sha256 in gone:
+                refused += 1
+                continue
             duplicates += info.sha256 in videos
             videos.setdefault(info.sha256, _known(info, one.camera))
     yield Progress("list_videos", len(found.files), len(found.files), "files")
+    if not videos and refused:
+        raise SourceError(
+            f"Found {len(found.files)} files, of which {refused} were forgotten here (`csip forget`), and none is left "
+            "to build from. Build them into another store if that is meant."
+        )
     if not videos:
         raise SourceError(
             f"Found {len(found.files)} files, none of them a readable video. The first: {reasons[0]} "
@@ -90,6 +100,7 @@ def list_videos(
         "videos": len(every),
         "already_extracted": len(every) - len(todo),
         "duplicate_files": duplicates,
+        "forgotten_files": refused,
         "unreadable_files": len(reasons),
         "unreadable_folders": len(found.closed),
         **{f"unreadable {i}": reason for i, reason in enumerate([*reasons, *found.closed][:_SHOWN], 1)},

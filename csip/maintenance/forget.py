@@ -35,7 +35,6 @@ _COLUMNS = {name: ["tracklet_id"] for name in _BY_TRACKLET} | {
     "videos": ["video_sha", "status"],
     "detections": ["video_sha", "frame_index", "box"],
 }
-_JOURNAL = "forget.json"
 FORGOTTEN = "forgotten"
 
 
@@ -88,7 +87,7 @@ def plan(
     Raises:
         StoreError: nothing goes by that name, or the store lies in object storage.
     """
-    journal = tables.folder(store, _JOURNAL)
+    journal = tables.folder(store, tables.FORGETTING)
     if journal.is_file():
         left = Forgotten(**json.loads(journal.read_text()))
         left.notes = ["An earlier forget did not end; this completes it. Run the command again for what it asks."]
@@ -135,7 +134,7 @@ def forget(store: str, work: Forgotten) -> int:
         (Path(store) / file).unlink(missing_ok=True)
     _remember(store, work)
     freed = sum(_erase(store, name) for name in TABLES)
-    tables.folder(store, _JOURNAL).unlink()
+    tables.folder(store, tables.FORGETTING).unlink()
     return freed
 
 
@@ -373,7 +372,7 @@ def _erase(store: str, name: str) -> int:
 
 
 def _save(store: str, work: Forgotten) -> None:
-    path = tables.folder(store, _JOURNAL)
+    path = tables.folder(store, tables.FORGETTING)
     part = path.with_suffix(".part")
     with part.open("w") as file:
         json.dump({name: getattr(work, name) for name in work.__slots__}, file)

@@ -10,6 +10,7 @@ import pytest
 
 from csip import tables
 from csip.errors import StoreError
+from csip.maintenance.collect import collect
 from csip.maintenance.forget import forget, forgotten, plan
 from csip.maintenance.verify import verify
 from csip.tables import TableRef, table_uri
@@ -153,3 +154,14 @@ def test_a_dry_run_changes_nothing(store):
         plan(store, ids=["nobody"])
     with pytest.raises(StoreError, match="names 0 videos"):
         plan(store, videos=["nowhere"])
+
+
+def test_while_somebody_is_being_forgotten_nobody_else_writes(store):
+    journal = Path(store, tables.FORGETTING)
+    journal.write_text("{}", encoding="utf-8")
+    for write in (lambda: tables.prepare_store(store), lambda: collect(store, dry_run=False)):
+        with pytest.raises(StoreError, match="`csip forget` is running there, or was interrupted"):
+            write()
+    journal.unlink()
+    tables.prepare_store(store)
+    collect(store, dry_run=False)

@@ -193,6 +193,19 @@ def test_a_moved_or_renamed_video_is_not_to_do_again(listed, videos, out, tmp_pa
     assert {Path(video.path).name for video in after.value.videos} == {"other name.mp4", "a.mp4"}
 
 
+def test_a_forgotten_video_is_not_built_again(listed, videos, out):
+    _, before = listed(videos)
+    first, second = before.value.videos
+    tombstone = dict.fromkeys(("bytes", "width", "height", "expected_frames", "num_frames"), 0)
+    tombstone |= {"fps": 0.0, "duration": 0.0, "codec": "", "path": "", "reason": "", "status": "forgotten"}
+    tables.upsert(out.store, "videos", tables.from_rows("videos", [tombstone | {"video_sha": first.video_sha}]))
+    _, after = listed(videos)
+    assert after.value.videos == (second,)
+    assert after.counts["forgotten_files"] == 1
+    with pytest.raises(SourceError, match=r"Found 1 files, of which 1 were forgotten here \(`csip forget`\)"):
+        listed(first.path)
+
+
 def test_short_videos_share_a_process_until_they_fill_its_time(listed, tmp_path):
     # 1, 1, 1 and 3 seconds; which comes when is up to their digests.
     for shade, frames in ((10, 10), (90, 10), (170, 10), (250, 30)):
