@@ -75,7 +75,7 @@ def extract_videos(
         stack.callback(second.interrupt)
         stack.callback(first.interrupt)
         detecting = DetectPass(config.detect, digests, runtime, seconds)
-        position = _Position(videos, detecting, None if digests.weights_path else storing)
+        position = _Position(videos, stride, detecting, None if digests.weights_path else storing)
         for step in detecting(waiting_for(steps, seconds, "read")):
             if step is not None:
                 position.pass_by(step)
@@ -169,10 +169,12 @@ class _Position:
     It is the pose model that people wait for; where none runs, it is the second pass.
     """
 
-    def __init__(self, videos: tuple[SourceVideo, ...], detecting: DetectPass, storing: Storing | None) -> None:
+    def __init__(
+        self, videos: tuple[SourceVideo, ...], stride: int, detecting: DetectPass, storing: Storing | None
+    ) -> None:
         self._durations = {video.video_sha: video.duration for video in videos}
         self._total = sum(self._durations.values())
-        self._detecting, self._storing = detecting, storing
+        self._stride, self._detecting, self._storing = stride, detecting, storing
         self._begun = time.monotonic()
         self._before = self._this = self._known = 0.0
         self._frames, self._frame_seconds = 0, 0.0
@@ -186,12 +188,13 @@ class _Position:
                 self._known, self._frames = 0.0, self._detecting.frames
                 self._frame_seconds = plan.info.duration / max(plan.info.num_frames, 1)
             case Ended(plan, segment):
-                self._known += self._frame_seconds * plan.detected[segment.number].counts["end_frame"]
+                # What was looked at before in this run is counted by itself.
+                self._known = self._frame_seconds * plan.detected[segment.number].counts["end_frame"]
 
     def record(self) -> Progress:
         """Say how far it is."""
         seen = self._detecting.frames - self._frames
-        done = self._before + min(self._known + seen * self._frame_seconds, self._this)
+        done = self._before + min(self._known + seen * self._stride * self._frame_seconds, self._this)
         if self._storing is not None:
             done = self._storing.seconds_of_video
         rate = self._detecting.frames / max(time.monotonic() - self._begun, 1e-9)

@@ -100,8 +100,8 @@ class Storing:
         with timed(self.seconds, "write"):
             tables.upsert(self._out.store, "detections", rows, replace=where)
             if found.last:
-                status, frames = "partial" if found.reason else "ok", self._frames_before(found) + len(found.people)
-                record_video(self._out.store, found.plan.info.path, found.plan.info, status, found.reason, frames)
+                status, info = "partial" if found.reason else "ok", found.plan.info
+                record_video(self._out.store, info.path, info, status, found.reason, self._decoded(found))
         counts = {
             "frames": len(found.people),
             "detections": len(rows),
@@ -127,9 +127,12 @@ class Storing:
         found.plan.detected[segment.number] = run
         return run
 
-    def _frames_before(self, found: Found) -> int:
+    def _decoded(self, found: Found) -> int:
+        """Count a video's frames that decoded; where only some were looked at, as far as it was read."""
+        if self._config.detect.stride > 1:
+            return max(found.frame_index, default=-1) + 1 if found.reason else found.plan.info.num_frames
         earlier = (run for number, run in found.plan.detected.items() if number < found.segment.number)
-        return sum(int(run.counts["frames"]) for run in earlier)
+        return sum(int(run.counts["frames"]) for run in earlier) + len(found.people)
 
     def _go_on(self, plan: VideoPlan, segment: Segment, detected: RunRecord, *, last: bool) -> None:
         if self._current is None:
@@ -142,7 +145,7 @@ class Storing:
         except VideoError as error:
             self.quarantine(Rejected(plan.video, str(error)))
             return
-        self.seconds_of_video += int(detected.counts["frames"]) / plan.info.fps
+        self.seconds_of_video += (int(detected.counts["end_frame"]) - segment.first) / plan.info.fps
         if last:
             self._leave()
             self.finished(plan.video, run)

@@ -165,13 +165,16 @@ def test_what_a_segment_gave_is_withdrawn_when_it_comes_to_nothing(
 
 def test_with_a_stride_only_every_so_many_frames_are_looked_at(replayed, street, steps, tmp_path):
     config = changed(steps.config, detect={"stride": 3, "segment_seconds": 2.0}, track={"min_seconds": 0.0})
-    _, outcome = steps.extract(tmp_path / "store", [street], config)
+    records, outcome = steps.extract(tmp_path / "store", [street], config)
     assert outcome.counts["frames"] == 21
     rows = steps.rows(tmp_path / "store", *ROWS)
     assert {row["frame_index"] % 3 for name in ("detections", "crops") for row in rows[name]} == {0}
     assert rows["tracklets"]
     assert all(row["time"] == pytest.approx(row["frame_index"] / 10) for row in rows["crops"])
-    assert rows["videos"][0]["status"] == "ok"
+    assert (rows["videos"][0]["status"], rows["videos"][0]["num_frames"]) == ("ok", FRAMES)
+    assert records[-1].done == 7
+    assert [one.done for one in records] == sorted(one.done for one in records)
+    assert max(one.done for one in records[:-1]) >= 5
 
 
 def test_who_is_too_small_or_elsewhere_is_left_out_and_counted(extracted, replayed, street, steps, tmp_path):
