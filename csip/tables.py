@@ -22,7 +22,6 @@ from csip.store.columns import (
     vectors_array,
     vectors_column,
 )
-from csip.store.forgetting import erase_versions, rewrite_without
 from csip.store.fragments import Fragments, FragmentWriter, commit_fragments
 from csip.store.reading import Rows, count, described, read, stream
 from csip.store.records import (
@@ -38,7 +37,6 @@ from csip.store.records import (
     record_run,
     snapshot_row,
     snapshot_tag,
-    tag_snapshot,
 )
 from csip.store.upkeep import (
     Extent,
@@ -52,12 +50,11 @@ from csip.store.upkeep import (
     untag,
 )
 from csip.store.versions import current, exists, folder, is_address, quote, table_uri
-from csip.store.writing import FORGETTING, delete, describe, prepare_store, refuse_while_forgetting, upsert
+from csip.store.writing import delete, describe, prepare_store, upsert
 from csip.types import TableRef
 from storage_schemas import TABLES
 
 __all__ = [
-    "FORGETTING",
     "TABLES",
     "Extent",
     "FragmentWriter",
@@ -78,7 +75,6 @@ __all__ = [
     "delete_as_read",
     "describe",
     "described",
-    "erase_versions",
     "exists",
     "extent",
     "find_run",
@@ -100,13 +96,10 @@ __all__ = [
     "read",
     "read_snapshots",
     "record_run",
-    "refuse_while_forgetting",
-    "rewrite_without",
     "snapshot_row",
     "snapshot_tag",
     "stream",
     "table_uri",
-    "tag_snapshot",
     "untag",
     "upsert",
     "vectors_array",

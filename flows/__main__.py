@@ -155,17 +155,6 @@ def make_parser() -> argparse.ArgumentParser:
     text = "what was in use within so many days is left (default: 7); 0 only while nobody else uses the store"
     clean.add_argument("--older-than", type=_days, default=_days("7"), metavar="DAYS", help=text)
     with_store(clean)
-
-    forget = command("forget", _forget, "Take a person's rows out of every table, version and file, for good.")
-    who = forget.add_mutually_exclusive_group(required=True)
-    who.add_argument("--pid", type=int, metavar="N", help="a person of the snapshot that --snapshot names")
-    who.add_argument("--tracklet", nargs="+", default=[], metavar="ID", help="tracklets")
-    text = "videos, by SHA-256 or path; they are not built again"
-    who.add_argument("--video", nargs="+", default=[], metavar="SHA-OR-PATH", help=text)
-    forget.add_argument("--snapshot", default="", metavar="NAME", help="whose numbering --pid means")
-    forget.add_argument("--dry-run", action="store_true", help="change nothing, and say what would go")
-    forget.add_argument("--yes", action="store_true", help="do not ask")
-    with_store(forget)
     return parser
 
 
@@ -334,23 +323,6 @@ def _gc(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         force=args.force,
         older_than=args.older_than,
-        as_json=args.json,
-    )
-
-
-def _forget(args: argparse.Namespace) -> int:
-    if (args.pid is None) != (not args.snapshot):
-        raise UsageError("--pid and --snapshot go together: a person's number holds within one snapshot.")
-    from flows import maintenance
-
-    return maintenance.forget_person(
-        _absolute(args.store),
-        pid=args.pid,
-        snapshot=args.snapshot,
-        ids=args.tracklet,
-        videos=args.video,
-        dry_run=args.dry_run,
-        yes=args.yes,
         as_json=args.json,
     )
 

@@ -1,4 +1,4 @@
-"""The commands that look after a store: `csip snapshots`, `verify`, `diff`, `gc` and `forget`."""
+"""The commands that look after a store: `csip snapshots`, `verify`, `diff` and `gc`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.text import Text
 from csip.config import to_plain
 from csip.maintenance.collect import Collected, collect
 from csip.maintenance.diff import MOST_NAMES, TableDiff, diff
-from csip.maintenance.forget import forget, plan
 from csip.maintenance.snapshots import list_snapshots
 from csip.maintenance.verify import verify
 from flows import terminal
@@ -106,46 +105,6 @@ def clean(store: str, drop: Sequence[str], *, dry_run: bool, force: bool, older_
         words = shlex.join(["csip", "gc", "--store", store, *(["--older-than", f"{days:g}"] if days != 7 else [])])
         after = f", {days:g} days from now or later" if days else ""
         terminal.OUT.print(Text(f"What {', '.join(done.dropped)} named is free after: {words}{after}", style="dim"))
-
-
-def forget_person(
-    store: str,
-    *,
-    pid: int | None,
-    snapshot: str,
-    ids: Sequence[str],
-    videos: Sequence[str],
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-) -> int:
-    """Forget a person, tracklets or videos, after asking; 1 where the answer was not yes, else 0."""
-    work = plan(store, pid=pid, snapshot=snapshot, ids=ids, videos=videos)
-    told = {name: getattr(work, name) for name in ("kind", "counts", "files", "trained", "snapshots", "notes")}
-    if not as_json:
-        rows: list[tuple[str, object]] = [(name, f"{n} rows, versions together") for name, n in work.counts.items()]
-        rows += [("snapshots", ", ".join(work.snapshots) or "none")]
-        rows += [(one, "the file goes") for one in work.files]
-        rows += [(one, "trained on this person: train again") for one in work.trained]
-        terminal.OUT.print(terminal.facts(f"To be forgotten: {len(work.tracklets)} tracklets", rows))
-        for sentence in work.notes:
-            terminal.OUT.print(Text(sentence))
-    if not dry_run and not yes:
-        question = "Run this only while nothing else uses the store. It cannot be undone. Type 'forget' to go on: "
-        try:
-            answer = terminal.ERR.input(Text(question))
-        except EOFError:
-            answer = ""
-        if answer.strip() != "forget":
-            terminal.ERR.print(Text("Nothing was changed. --yes goes on without asking."))
-            return 1
-    freed = 0 if dry_run else forget(store, work)
-    if as_json:
-        terminal.show_json({"store": store, "dry_run": dry_run, **told, "bytes": freed})
-    else:
-        words = "Nothing was changed." if dry_run else f"Forgotten; {_size(freed)} are free."
-        terminal.OUT.print(Text(words))
-    return 0
 
 
 def _work(done: Collected) -> list[tuple[str, object]]:

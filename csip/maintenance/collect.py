@@ -114,7 +114,6 @@ def collect(
     Raises:
         StoreError: no such store or snapshot; runs were made from a snapshot; or the store cannot be written.
     """
-    tables.refuse_while_forgetting(store)
     now = datetime.now(UTC)
     since = now - older_than
     known, runs = published(store), tables.find_runs(store, "true")

@@ -190,11 +190,8 @@ def _without(dataset: lance.LanceDataset, keys: pa.Table, replace: str | None) -
     if replace is not None:
         met = dataset.to_table(columns=keys.schema.names[:1], filter=replace, with_row_address=True)
         doomed = np.union1d(doomed, np.asarray(met["_rowaddr"], dtype=np.uint64))
-    return delete_addresses(dataset, doomed, replace or "rows that are written anew") if len(doomed) else dataset
-
-
-def delete_addresses(dataset: lance.LanceDataset, doomed: npt.NDArray[np.uint64], why: str) -> lance.LanceDataset:
-    """Delete rows by their addresses, (N,) ascending, in one commit; `why` stays in the table's history."""
+    if not len(doomed):
+        return dataset
     number, offset = doomed >> np.uint64(32), doomed & np.uint64(0xFFFFFFFF)
     fewer, gone = [], []
     for fragment in dataset.get_fragments():
@@ -206,7 +203,7 @@ def delete_addresses(dataset: lance.LanceDataset, doomed: npt.NDArray[np.uint64]
             gone.append(fragment.fragment_id)
         else:
             fewer.append(left)
-    deletion = lance.LanceOperation.Delete(fewer, gone, why)
+    deletion = lance.LanceOperation.Delete(fewer, gone, replace or "rows that are written anew")
     return lance.LanceDataset.commit(dataset.uri, deletion, read_version=dataset.version, max_retries=0)
 
 

@@ -94,7 +94,7 @@ def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[st
         ref = TableRef(table_uri(snapshot.store, name), version)
         if not exists(ref):
             raise StoreError(f"Snapshot {snapshot.name}: {ref.uri} has no version {version}; build it again.")
-    tag_snapshot(snapshot, snapshot.tables)
+    _tag(snapshot, snapshot.tables)
     row = {
         "name": snapshot.name,
         "digest": snapshot.digest,
@@ -110,7 +110,7 @@ def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[st
         held = read_snapshots(current(snapshot.store, "snapshots")).get(snapshot.name, {}).get("tables", tagged)
         if held == tagged:
             return
-        tag_snapshot(snapshot, held)
+        _tag(snapshot, held)
         tagged = held
     raise StoreError(
         f"Snapshot {snapshot.name}: other processes publish it again and again. Let one of them finish, and run the "
@@ -127,8 +127,7 @@ def _check_versions(snapshot: str, versions: Mapping[str, Any]) -> None:
             )
 
 
-def tag_snapshot(snapshot: Snapshot, versions: Mapping[str, int]) -> None:
-    """Protect table versions against clean-up in a snapshot's name."""
+def _tag(snapshot: Snapshot, versions: Mapping[str, int]) -> None:
     for name, version in versions.items():
         uri = table_uri(snapshot.store, name)
         commit(uri, "a tag", partial(_set_tag, uri, snapshot_tag(snapshot.name), version))

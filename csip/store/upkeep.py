@@ -121,7 +121,7 @@ def plan_compaction(ref: TableRef, leave: Iterable[int]) -> list[int]:
     return sorted(f.id for task in Compaction.plan(dataset, options).tasks for f in task.fragments)
 
 
-def compact(ref: TableRef, leave: Iterable[int], *, deletions: float | None = None) -> bool:
+def compact(ref: TableRef, leave: Iterable[int]) -> bool:
     """Merge small neighbouring fragments of a pinned version, and leave deleted rows behind, in one commit.
 
     The old files stay until the versions that name them are cleaned up. Rows that others have added since stay as they
@@ -130,14 +130,11 @@ def compact(ref: TableRef, leave: Iterable[int], *, deletions: float | None = No
     Args:
         ref: the version; the newest.
         leave: ids of fragments not to touch.
-        deletions: a fragment with a larger share of deleted rows is written anew; Lance's own figure, if None.
 
     Returns:
         Whether it was committed.
     """
     dataset, options = _compaction(ref, leave)
-    if deletions is not None:
-        options["materialize_deletions_threshold"] = deletions
     try:
         done = [task.execute(dataset) for task in Compaction.plan(dataset, options).tasks]
         if done:

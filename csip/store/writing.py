@@ -16,31 +16,13 @@ from csip.types import TableRef
 from storage_schemas import TABLES
 from storage_schemas.fields import key_names
 
-FORGETTING = "forget.json"
-"""The file in a store's folder that says how far `csip forget` has come; it is there until that is done."""
-
-
-def refuse_while_forgetting(store: str) -> None:
-    """Keep others from writing while versions of tables are made anew: what they commit could get lost.
-
-    Raises:
-        StoreError: `csip forget` is running, or was interrupted.
-    """
-    if not is_address(store) and Path(store, FORGETTING).exists():
-        raise StoreError(
-            f"Store {store}: `csip forget` is running there, or was interrupted. Wait for it, or run it again: it goes "
-            "on from where it was. Until then nothing else may write."
-        )
-
-
 def prepare_store(store: str) -> None:
     """Make every table that the store does not have yet, empty, and bring those up that an older CSIP made.
 
     Raises:
-        StoreError: the store cannot be made or written, or somebody is being forgotten there.
+        StoreError: the store cannot be made or written.
         SchemaMismatchError: a table that is there has other columns.
     """
-    refuse_while_forgetting(store)
     try:
         if not is_address(store):
             Path(store).mkdir(parents=True, exist_ok=True)
