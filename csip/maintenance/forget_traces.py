@@ -22,8 +22,9 @@ from csip.types import TableRef
 
 FORGOTTEN = "forgotten"
 """The status of a video that must not come back, and how counts call who has gone."""
-
 Tracklets = Mapping[str, Mapping[str, Any]]
+Box = tuple[float, ...]
+Boxes = dict[tuple[str, str, int], set[Box]]
 
 
 def tracklet_rows(store: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -40,6 +41,9 @@ def doomed_detections(
 ) -> pa.Table:
     """Find the detections behind some tracklets' crops, and all of some videos; (M,) keys of `detections`.
 
+    Beside the boxes that became crops these are such as lie over them and became nobody else's: weak ones, which the
+    tracker passed over, show the person too.
+
     Args:
         store: the store's folder.
         chosen: the tracklets.
@@ -50,23 +54,42 @@ def doomed_detections(
     rows = tracklet_rows(store, {}) if rows is None else rows
     made = [run.outputs for run in runs if run.stage in ("track_video", "track_segment")]
     source = {(one["video_sha"], one["track_digest"]): one["detect_digest"] for one in made}
-    behind = {name: (rows[name]["video_sha"], rows[name]["track_digest"]) for name in chosen if name in rows}
-    pairs = {name: (sha, source[sha, track]) for name, (sha, track) in behind.items() if (sha, track) in source}
-    boxes = set()
-    for batch in tables.stream(tables.current(store, "crops"), ["tracklet_id", "frame_index", "box"]) if pairs else ():
-        mine = batch.filter(pc.is_in(batch.column(0), value_set=pa.array(sorted(pairs), pa.string())))
-        for name, frame, box in zip(*(mine.column(i).to_pylist() for i in range(3)), strict=True):
-            boxes.add((*pairs[name], frame, tuple(box)))
-    shas = sorted({*videos, *(sha for sha, _ in pairs.values())})
+    behind = {name: (one["video_sha"], one["track_digest"]) for name, one in rows.items()}
+    pairs = {name: (pair[0], source[pair]) for name, pair in behind.items() if pair in source}
+    mine = _boxes(store, {name: pair for name, pair in pairs.items() if name in chosen})
+    theirs = _boxes(store, {n: p for n, p in pairs.items() if n not in chosen and p in {key[:2] for key in mine}})
+    shas = sorted({*videos, *(key[0] for key in mine)})
     found = []
     columns = ["video_sha", "detect_digest", "frame_index", "n"]
     where = f"video_sha IN ({', '.join(map(quote, shas))})"
     for batch in tables.stream(tables.current(store, "detections"), [*columns, "box"], where) if shas else ():
-        keys = zip(*(batch.column(i).to_pylist() for i in (0, 1, 2, 4)), strict=True)
-        doomed = [sha in videos or (sha, by, frame, tuple(box)) in boxes for sha, by, frame, box in keys]
+        each = zip(*(batch.column(i).to_pylist() for i in (0, 1, 2, 4)), strict=True)
+        doomed = [sha in videos or _shows(tuple(box), (sha, by, frame), mine, theirs) for sha, by, frame, box in each]
         found.append(batch.select(columns).filter(pa.array(doomed, pa.bool_())))
     schema = pa.schema([tables.TABLES["detections"].field(name) for name in columns])
     return pa.concat_tables([schema.empty_table(), *(pa.Table.from_batches([one]).cast(schema) for one in found)])
+
+
+def _boxes(store: str, pairs: Mapping[str, tuple[str, str]]) -> Boxes:
+    """Read the boxes of some tracklets' crops: video, detect_digest, frame_index -> boxes."""
+    out: Boxes = {}
+    names = pa.array(sorted(pairs), pa.string())
+    for batch in tables.stream(tables.current(store, "crops"), ["tracklet_id", "frame_index", "box"]) if pairs else ():
+        some = batch.filter(pc.is_in(batch.column(0), value_set=names))
+        for name, frame, box in zip(*(some.column(i).to_pylist() for i in range(3)), strict=True):
+            out.setdefault((*pairs[name], frame), set()).add(tuple(box))
+    return out
+
+
+def _shows(box: Box, at: tuple[str, str, int], mine: Boxes, theirs: Boxes) -> bool:
+    return box not in theirs.get(at, ()) and any(_same(box, one) for one in mine.get(at, ()))
+
+
+def _same(a: Box, b: Box) -> bool:
+    """Tell whether two boxes lie over each other by half or more, intersection over union, or are one."""
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(wide, 0.0) * max(high, 0.0)
+    return a == b or 2 * both >= sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - both > 0
 
 
 def snapshots_with(

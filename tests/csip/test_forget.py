@@ -17,6 +17,7 @@ from csip.errors import StoreError
 from csip.maintenance import forget as forgetting
 from csip.maintenance.collect import OLDER_THAN, collect
 from csip.maintenance.forget import Selector, finish, forget, forgotten, forgotten_on, look_up
+from csip.maintenance.forget_traces import doomed_detections
 from csip.maintenance.verify import verify
 from csip.tables import RunRecord, TableRef, table_uri
 from csip.types import Snapshot
@@ -261,6 +262,27 @@ def test_a_forgotten_video_leaves_a_tombstone_so_that_it_is_not_built_again(stor
     assert forgotten(store) == {FILM}
     (row,) = tables.read(tables.current(store, "videos"), where=f"video_sha = '{FILM}'").to_pylist()
     assert (row["path"], row["status"], row["bytes"]) == ("", "forgotten", 0)
+
+
+def test_detections_over_a_crop_go_unless_they_are_somebody_elses(store):
+    weak, theirs = [one + 0.25 for one in box_of("film-emil-0001", 0)], box_of("film-doris-0001", 0)
+    seen = {"video_sha": FILM, "detect_digest": DETECT, "time": 0.0, "score": 0.1, "keypoints": [], "frame_index": 0}
+    weak = [weak[0], weak[1], weak[0] + 9.0, weak[1] + 9.0]
+    put(store, "detections", [seen | {"n": 8, "box": weak}])
+    (row,) = tables.read(tables.current(store, "crops"), where="tracklet_id = 'film-emil-0001' AND frame_index = 0"
+                         ).to_pylist()  # fmt: skip
+    boxes = lambda: [r["box"] for r in tables.read(tables.current(store, "detections")).to_pylist()]  # noqa: E731
+    put(store, "crops", [row | {"box": [weak[0], weak[1], weak[0] + 8.0, weak[1] + 8.0]}])
+    chosen = ["film-emil-0001"]
+    keys = doomed_detections(store, chosen, [], tables.find_runs(store, "true"))
+    assert keys["n"].to_pylist().count(8) == 1  # 64 of 81 square pixels
+    tables.delete_rows(store, "detections", keys)
+    assert weak not in boxes()
+    put(store, "detections", [seen | {"n": 8, "box": theirs}])
+    (row,) = tables.read(tables.current(store, "crops"), where="tracklet_id = 'film-emil-0001' AND frame_index = 0"
+                         ).to_pylist()  # fmt: skip
+    put(store, "crops", [row | {"box": theirs}])
+    assert len(doomed_detections(store, chosen, [], tables.find_runs(store, "true"))) == 0
 
 
 def test_pages_of_these_people_are_deleted_and_checkpoints_are_told(store):

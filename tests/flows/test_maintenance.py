@@ -148,6 +148,8 @@ def test_forgetting_asks_first_and_removes_a_person_and_a_film_of_a_built_store(
 ):
     splits = tables.read(tables.current(str(own_store), "splits"), ["pid"])
     person, name = splits["pid"][0].as_py(), splits["tracklet_id"][0].as_py()
+    where = f"tracklet_id = '{name}'"
+    seen = tables.read(tables.current(str(own_store), "tracklets"), ["interpolated_frames"], where)
     words = ("forget", "--store", own_store, "--snapshot", built.snapshot, "--pid", person)
     before = {path: path.read_bytes() for path in own_store.rglob("*") if path.is_file()}
     told = command(*words, "--dry-run")
@@ -158,8 +160,9 @@ def test_forgetting_asks_first_and_removes_a_person_and_a_film_of_a_built_store(
     done = command(*words, "--yes", "--json")
     assert done.code == 0, done.err
     rows = json.loads(done.out)["rows"]
-    # Each crop is cut out where the pose model saw somebody.
-    assert rows["detections"] == rows["crops"] == rows["skeletons"] > 0
+    assert rows["crops"] == rows["skeletons"] > 0
+    # Crops are cut out where the pose model saw somebody, and between; a weak detection may lie there, too.
+    assert rows["detections"] >= rows["crops"] - seen["interpolated_frames"][0].as_py() > 0
     assert [path for path in own_store.rglob("*") if path.is_file() and name.encode() in path.read_bytes()] == []
     assert command("verify", "--store", own_store, "--deep").code == 0
     assert "Nothing to do: all of it was forgotten" in command(*words, "--yes").out
