@@ -138,9 +138,8 @@ def _carry_out(store: str, journal: _Journal) -> None:
     versions = {name: tables.current(store, name).version for name in _WITH_ROWS}
     _publish_again(store, plan, versions)
     _change_runs(store, journal, versions)
+    _rewrite(store, "snapshots")
     for name in (*_WITH_ROWS, "snapshots"):
-        if name == "snapshots":
-            _rewrite(store, name)
         _purge(store, name)
     config = {"kind": plan.kind, "sha256": list(plan.shas)}
     counts = {"status": _DONE, "rows": dict(plan.rows), "files": len(plan.files), "trained": len(plan.trained)}
@@ -161,10 +160,8 @@ def _delete_rows(store: str, plan: Plan) -> None:
         row = {"video_sha": sha, "path": "", "bytes": 0, "codec": "", "width": 0, "height": 0, "fps": 0.0}
         row |= {"expected_frames": 0, "num_frames": 0, "duration": 0.0, "status": FORGOTTEN}
         row |= {"reason": "`csip forget` removed it; it is not built from again"}
-        if (
-            row
-            not in tables.read(tables.current(store, "videos"), where=f"video_sha = {tables.quote(sha)}").to_pylist()
-        ):
+        held = tables.read(tables.current(store, "videos"), where=f"video_sha = {tables.quote(sha)}").to_pylist()
+        if held != [row]:
             tables.upsert(store, "videos", tables.from_rows("videos", [row]))
 
 
