@@ -22,7 +22,7 @@ from csip.store.columns import (
     vectors_array,
     vectors_column,
 )
-from csip.store.fragments import Fragments, FragmentWriter, commit_fragments
+from csip.store.fragments import Fragments, FragmentWriter, commit_fragments, delete_rows
 from csip.store.reading import Rows, count, described, read, stream
 from csip.store.records import (
     RunRecord,
@@ -73,6 +73,7 @@ __all__ = [
     "current",
     "delete",
     "delete_as_read",
+    "delete_rows",
     "describe",
     "described",
     "exists",

@@ -155,6 +155,16 @@ def make_parser() -> argparse.ArgumentParser:
     text = "what was in use within so many days is left (default: 7); 0 only while nobody else uses the store"
     clean.add_argument("--older-than", type=_days, default=_days("7"), metavar="DAYS", help=text)
     with_store(clean)
+
+    erase = command("forget", _forget, "Remove a person or a video from all tables for good; while no build runs.")
+    whom = erase.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--pid", type=int, metavar="N", help="a person of --snapshot, by number")
+    whom.add_argument("--tracklet", action="append", metavar="ID", help="a tracklet; may be repeated")
+    whom.add_argument("--video", metavar="SHA-OR-PATH", help="a video, with all people in it")
+    erase.add_argument("--snapshot", default="", metavar="NAME", help="whose number --pid is")
+    erase.add_argument("--dry-run", action="store_true", help="change nothing, and say what would be removed")
+    erase.add_argument("--yes", action="store_true", help="do not ask")
+    with_store(erase)
     return parser
 
 
@@ -325,6 +335,22 @@ def _gc(args: argparse.Namespace) -> None:
         older_than=args.older_than,
         as_json=args.json,
     )
+
+
+def _forget(args: argparse.Namespace) -> int:
+    if (args.pid is None) == bool(args.snapshot):
+        raise UsageError("forget: --pid and --snapshot go together: a number means a person within one snapshot.")
+    from csip.maintenance.forget import Selector
+    from flows import maintenance
+
+    store = _absolute(args.store)
+    if args.pid is not None:
+        selector = Selector.of_person(args.snapshot, args.pid)
+    elif args.tracklet:
+        selector = Selector.of_tracklets(args.tracklet)
+    else:
+        selector = Selector.of_video(store, args.video)
+    return maintenance.forget_person(store, selector, dry_run=args.dry_run, yes=args.yes, as_json=args.json)
 
 
 def _days(text: str) -> timedelta:

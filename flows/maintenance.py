@@ -1,4 +1,4 @@
-"""The commands that look after a store: `csip snapshots`, `verify`, `diff` and `gc`."""
+"""The commands that look after a store: `csip snapshots`, `verify`, `diff`, `gc` and `forget`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.text import Text
 from csip.config import to_plain
 from csip.maintenance.collect import Collected, collect
 from csip.maintenance.diff import MOST_NAMES, TableDiff, diff
+from csip.maintenance.forget import Plan, Selector, finish, forget, forgotten_on, look_up
 from csip.maintenance.snapshots import list_snapshots
 from csip.maintenance.verify import verify
 from flows import terminal
@@ -116,6 +117,65 @@ def _work(done: Collected) -> list[tuple[str, object]]:
             told.append(f"{work.fragments} fragments merged, of {_size(work.fragment_bytes)}")
         rows.append((name, ", ".join(told) + (f", {_size(work.bytes)}" if work.bytes else "")))
     return [*rows, *((path, _size(size)) for path, size in done.files.items())]
+
+
+def forget_person(store: str, selector: Selector, *, dry_run: bool, yes: bool, as_json: bool) -> int:
+    """Remove a person or a video from all of a store, after asking; 1 where the answer is no, else 0."""
+    finished = [] if dry_run else finish(store)
+    plan = look_up(store, selector)
+    agreed = plan is not None and not dry_run
+    if plan is not None:
+        if not as_json:
+            terminal.OUT.print(terminal.facts(_FORGET_TITLES[dry_run], _doomed(plan)))
+            for note in plan.notes:
+                terminal.OUT.print(Text(note, style="yellow"))
+        if agreed and not yes:
+            agreed = _ask("Remove all of this for good, from every snapshot? Type yes: ")
+        if agreed:
+            forget(store, plan)
+    if as_json:
+        terminal.show_json(
+            {
+                "store": store,
+                "dry_run": dry_run,
+                "done": agreed,
+                "finished_before": len(finished),
+                "forgotten_before": forgotten_on(store, selector) if plan is None else "",
+                **(_plain_doomed(plan) if plan else {}),
+            }
+        )
+    elif plan is None:
+        terminal.OUT.print(Text(f"Nothing to do: all of it was forgotten {forgotten_on(store, selector)}."))
+    elif not dry_run:
+        terminal.OUT.print(Text("Forgotten." if agreed else "Nothing was changed."))
+    return int(plan is not None and not dry_run and not agreed)
+
+
+_FORGET_TITLES = {True: "What `csip forget` would remove; nothing was changed", False: "To be removed"}
+
+
+def _ask(question: str) -> bool:
+    """Ask on standard error, so that standard output stays what the command found."""
+    try:
+        return terminal.ERR.input(Text(question)).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _doomed(plan: Plan) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [("tracklets named", len(plan.tracklets))]
+    rows += [(name, f"{number} rows") for name, number in plan.rows.items()]
+    rows += [(name, "published again, without them") for name in plan.snapshots]
+    rows += [(name, "deleted") for name in plan.files]
+    return rows + [(name, "trained on this person, stays; train again") for name in plan.trained]
+
+
+def _plain_doomed(plan: Plan) -> dict[str, Any]:
+    told = to_plain(plan)
+    return {name: told[name] for name in ("kind", "rows", "files", "trained", "notes")} | {
+        "tracklets": len(plan.tracklets),
+        "snapshots": sorted(plan.snapshots),
+    }
 
 
 def _size(count: float) -> str:

@@ -91,7 +91,12 @@ def diff(store: str, a: str, b: str) -> Diff:
     """
     rows = published(store, (a, b))
     runs = tables.find_runs(store, "true")
-    both = [_Side(store, rows[name], runs) for name in (a, b)]
+    return diff_rows(store, rows[a], rows[b], runs)
+
+
+def diff_rows(store: str, a: Mapping[str, Any], b: Mapping[str, Any], runs: Sequence[RunRecord]) -> Diff:
+    """Compare two rows of `snapshots`, decoded, whether they are published or not; raises as `diff` does."""
+    both = [_Side(store, row, runs) for row in (a, b)]
     return Diff(
         settings=_differing(*(_flat(side.row["config"]) for side in both)),
         counts=_differing(*(_flat(side.row["counts"]) for side in both)),

@@ -184,6 +184,22 @@ def _read_keys(uri: str, name: str, fragments: Sequence[FragmentMetadata]) -> pa
     return pa.concat_tables(tables)
 
 
+def delete_rows(store: str, name: str, keys: pa.Table) -> None:
+    """Delete the rows that have these values in these columns, in one commit; none is made where there are none.
+
+    Unlike `delete`, whose condition Lance writes into the table's history, the commit does not say which rows.
+
+    Args:
+        store: the store's folder, or its address in object storage.
+        name: the table's.
+        keys: some of the table's columns, at least one of its key columns first.
+
+    Raises:
+        StoreError: the commit failed; the table is as it was.
+    """
+    commit(table_uri(store, name), "the deletion of rows", lambda: _without(open_for_writing(store, name), keys, None))
+
+
 def _without(dataset: lance.LanceDataset, keys: pa.Table, replace: str | None) -> lance.LanceDataset:
     """Delete the rows with these keys, and those that meet a condition, in one commit if there are any."""
     doomed = _addresses(dataset, keys)

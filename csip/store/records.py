@@ -79,10 +79,17 @@ def check_name(name: str) -> None:
         )
 
 
-def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[str]) -> None:
+def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[str], created: str = "") -> None:
     """Make a snapshot visible, in one commit, after tagging every table version it names against clean-up.
 
     Where several processes publish one name at once, the last row holds, and the tags are on its versions.
+
+    Args:
+        snapshot: its name, digest and table versions.
+        config: the sections that made it.
+        counts: of what is in it.
+        videos: SHA-256 of every video in it.
+        created: when it was first published, ISO 8601; empty: now.
 
     Raises:
         ValueError: the name cannot be a tag and a file name, or a table or version is none.
@@ -102,7 +109,7 @@ def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[st
         "config": json.dumps(config, sort_keys=True),
         "counts": json.dumps(counts, sort_keys=True),
         "videos": json.dumps(sorted(videos)),
-        "created": now(),
+        "created": created or now(),
     }
     upsert(snapshot.store, "snapshots", from_rows("snapshots", [row]))
     tagged = dict(snapshot.tables)

@@ -22,6 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 FRAGMENT_BYTES = 1 << 28
 FRAGMENT_ROWS = 1 << 20
+_DELETED_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,17 @@ def _preempted(error: Exception, ref: TableRef) -> bool:
     return False
 
 
-def _compaction(ref: TableRef, leave: Iterable[int]) -> tuple[lance.LanceDataset, CompactionOptions]:
+def _compaction(
+    ref: TableRef, leave: Iterable[int], *, deleted_share: float = _DELETED_SHARE
+) -> tuple[lance.LanceDataset, CompactionOptions]:
     whole = extent(ref)
     each = whole.data_bytes // max(whole.rows, 1)
     rows = max(1, min(FRAGMENT_ROWS, FRAGMENT_BYTES // max(each, 1)))
-    return open_version(ref), {"target_rows_per_fragment": rows, "excluded_fragment_ids": sorted(leave)}
+    return open_version(ref), {
+        "target_rows_per_fragment": rows,
+        "excluded_fragment_ids": sorted(leave),
+        "materialize_deletions_threshold": deleted_share,
+    }
 
 
 def plan_compaction(ref: TableRef, leave: Iterable[int]) -> list[int]:
@@ -121,7 +128,7 @@ def plan_compaction(ref: TableRef, leave: Iterable[int]) -> list[int]:
     return sorted(f.id for task in Compaction.plan(dataset, options).tasks for f in task.fragments)
 
 
-def compact(ref: TableRef, leave: Iterable[int]) -> bool:
+def compact(ref: TableRef, leave: Iterable[int], *, deleted_share: float = _DELETED_SHARE) -> bool:
     """Merge small neighbouring fragments of a pinned version, and leave deleted rows behind, in one commit.
 
     The old files stay until the versions that name them are cleaned up. Rows that others have added since stay as they
@@ -130,11 +137,13 @@ def compact(ref: TableRef, leave: Iterable[int]) -> bool:
     Args:
         ref: the version; the newest.
         leave: ids of fragments not to touch.
+        deleted_share: large fragments, too, are written anew where more of their rows than this are deleted; 0: where
+            any is, so that no deleted row stays in a file of the new version.
 
     Returns:
         Whether it was committed.
     """
-    dataset, options = _compaction(ref, leave)
+    dataset, options = _compaction(ref, leave, deleted_share=deleted_share)
     try:
         done = [task.execute(dataset) for task in Compaction.plan(dataset, options).tasks]
         if done:
@@ -144,17 +153,20 @@ def compact(ref: TableRef, leave: Iterable[int]) -> bool:
     return True
 
 
-def clean_up(store: str, name: str, versions: Iterable[int], *, dry_run: bool) -> tuple[int, int, int]:
+def clean_up(
+    store: str, name: str, versions: Iterable[int], *, dry_run: bool, alone: bool = False
+) -> tuple[int, int, int]:
     """Remove versions of a table and the files that only they name; the newest and tagged ones are always left.
 
     Files that no version names, such as those of a writer that was killed, go too, once Lance takes them for lost:
-    when they are 7 days old.
+    when they are 7 days old, or at once if nobody else writes to the table.
 
     Args:
         store: the store's folder.
         name: the table's.
         versions: to remove.
         dry_run: only tell what would be removed.
+        alone: nobody else writes to the table: take files that no version names for lost, however young they are.
 
     Returns:
         How many versions, files (manifests not among them) and bytes.
@@ -162,6 +174,7 @@ def clean_up(store: str, name: str, versions: Iterable[int], *, dry_run: bool) -
     dataset = open_current(store, name)
     # No table has a version 0; without any number, Lance takes its own rule of which versions are old.
     asked: dict[str, Any] = {"versions": sorted(versions) or [0], "error_if_tagged_old_versions": False}
+    asked["delete_unverified"] = alone
     try:
         stats = (
             dataset.explain_cleanup_old_versions(**asked).stats if dry_run else dataset.cleanup_old_versions(**asked)

@@ -1,5 +1,6 @@
 """`csip snapshots`, `verify`, `diff` and `gc` on stores that `csip` itself has filled."""
 
+import io
 import json
 import shutil
 import time
@@ -140,3 +141,41 @@ def test_an_age_that_is_none_is_wrong_usage(command, tmp_path, days):
     done = command("gc", "--store", tmp_path, f"--older-than={days}")
     assert done.code == 2
     assert "--older-than" in done.err
+
+
+def test_forgetting_asks_first_and_removes_a_person_and_a_film_of_a_built_store(
+    command, own_store, street, built, monkeypatch
+):
+    splits = tables.read(tables.current(str(own_store), "splits"), ["pid"])
+    person, name = splits["pid"][0].as_py(), splits["tracklet_id"][0].as_py()
+    where = f"tracklet_id = '{name}'"
+    seen = tables.read(tables.current(str(own_store), "tracklets"), ["interpolated_frames"], where)
+    words = ("forget", "--store", own_store, "--snapshot", built.snapshot, "--pid", person)
+    before = {path: path.read_bytes() for path in own_store.rglob("*") if path.is_file()}
+    told = command(*words, "--dry-run")
+    assert (told.code, "nothing was changed" in told.out, "provisional" in told.out) == (0, True, True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("no\n"))
+    assert command(*words).code == 1
+    assert {path: path.read_bytes() for path in own_store.rglob("*") if path.is_file()} == before
+    done = command(*words, "--yes", "--json")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)["rows"]
+    assert rows["crops"] == rows["skeletons"] > 0
+    # Crops are cut out where the pose model saw somebody, and between; a weak detection may lie there, too.
+    assert rows["detections"] >= rows["crops"] - seen["interpolated_frames"][0].as_py() > 0
+    assert [path for path in own_store.rglob("*") if path.is_file() and name.encode() in path.read_bytes()] == []
+    assert command("verify", "--store", own_store, "--deep").code == 0
+    assert "Nothing to do: all of it was forgotten" in command(*words, "--yes").out
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
+    assert command("forget", "--store", own_store, "--video", street).code == 0
+    assert [path for path in own_store.rglob("*") if path.is_file() and b"street.mp4" in path.read_bytes()] == []
+    assert len(tables.read(tables.current(str(own_store), "detections"))) == 0
+    assert command("verify", "--store", own_store, "--deep").code == 0
+
+
+def test_whom_to_forget_is_named_in_one_way(command, own_store):
+    assert command("forget", "--store", own_store, "--pid", "3").code == 2
+    assert command("forget", "--store", own_store, "--tracklet", "a", "--video", "b").code == 2
+    assert command("forget", "--store", own_store).code == 2
+    done = command("forget", "--store", own_store, "--tracklet", "nobody", "--yes")
+    assert (done.code, "found no tracklet nobody" in done.err) == (1, True)

@@ -1,0 +1,247 @@
+"""`csip forget`: a person's rows leave every table, and every version and file that had them, while nobody else writes.
+
+The plan is written to `runs` first, and its names leave that table last. In between, each step looks what is left to
+do, in an order in which a kill never leaves a snapshot without its versions:
+
+1. rows leave the newest versions, dependants first, in commits that do not say which rows;
+2. files that show the person are deleted;
+3. the newest versions are written anew where rows are deleted;
+4. all snapshots are published again under their names, on these versions; runs name these versions, too;
+5. every other version of these tables goes, with its files.
+
+What a network has learned cannot be taken out of it: checkpoints stay, and are told.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from csip import tables
+from csip.config import from_plain, to_plain
+from csip.errors import StoreError
+from csip.lineage import FILE, TABLE, git_commit
+from csip.maintenance.forget_plan import BY_TRACKLET, Plan, Selector, make_plan
+from csip.maintenance.forget_traces import FORGOTTEN, doomed_detections
+from csip.maintenance.snapshots import published
+from csip.tables import RunRecord, table_uri
+from csip.types import Snapshot
+
+__all__ = ["FORGOTTEN", "Plan", "Selector", "finish", "forget", "forgotten", "forgotten_on", "look_up"]
+
+_STAGE = "forget"
+_STARTED, _DONE = "started", "done"
+_WITH_ROWS = ("videos", "detections", *BY_TRACKLET)
+
+
+@dataclass(frozen=True, slots=True)
+class _Journal:
+    """A plan that was begun, and the run that says so."""
+
+    run: RunRecord
+    plan: Plan
+
+
+def forgotten(store: str) -> frozenset[str]:
+    """Name the videos, by SHA-256, that were forgotten and must not be built from again."""
+    rows = tables.read(tables.current(store, "videos"), ["status"], f"status = {tables.quote(FORGOTTEN)}")
+    return frozenset(rows["video_sha"].to_pylist())
+
+
+def forgotten_on(store: str, selector: Selector) -> str:
+    """Say when all that a selector names was forgotten, ISO 8601; empty where it was not."""
+    done = [run for run in _runs(store) if run.counts.get("status") == _DONE and run.config["kind"] == selector.kind]
+    times = {sha: run.started for run in done for sha in run.config["sha256"]}
+    return max(times[sha] for sha in selector.shas) if set(selector.shas) <= set(times) else ""
+
+
+def look_up(store: str, selector: Selector) -> Plan | None:
+    """Find what there is to do, and change nothing; None where all of it was forgotten before.
+
+    Raises:
+        StoreError: nobody of that name; another `csip forget` was not finished; or the store cannot be read.
+    """
+    begun = _begun(store)
+    if begun:
+        raise StoreError(
+            f"Store {store}: a `csip forget` that began {begun[0].run.started} was not finished. Run it, or any other, "
+            "without --dry-run: that finishes it first."
+        )
+    before = forgotten_on(store, selector)
+    try:
+        found = make_plan(store, selector)
+    except StoreError:
+        if before:
+            return None
+        raise
+    return found if not before or set(found.rows) - {"videos"} else None
+
+
+def finish(store: str) -> list[Plan]:
+    """Complete what was begun and killed."""
+    begun = _begun(store)
+    for one in begun:
+        _carry_out(store, one)
+    if not begun and _runs(store):  # killed at the very last step, perhaps
+        _rewrite(store, "runs")
+        _purge(store, "runs")
+    return [one.plan for one in begun]
+
+
+def forget(store: str, plan: Plan) -> None:
+    """Do what a plan says; after a kill, `finish` goes on.
+
+    Raises:
+        StoreError: another process writes, or the store cannot be written.
+    """
+    run = RunRecord(
+        run_id=uuid.uuid4().hex[:12],
+        stage=_STAGE,
+        key="",
+        inputs={},
+        outputs={},
+        config={"kind": plan.kind, "sha256": list(plan.shas), "plan": to_plain(plan)},
+        counts={"status": _STARTED},
+        weights={},
+        source_digest="",
+        git_commit=git_commit(),
+        device="cpu",
+        started=tables.now(),
+        seconds=0.0,
+    )
+    tables.record_run(store, run)
+    _carry_out(store, _Journal(run, plan))
+
+
+def _runs(store: str) -> list[RunRecord]:
+    return tables.find_runs(store, f"stage = {tables.quote(_STAGE)}")
+
+
+def _begun(store: str) -> list[_Journal]:
+    begun = [run for run in _runs(store) if run.counts.get("status") == _STARTED]
+    return [_Journal(run, from_plain(Plan, run.config["plan"])) for run in begun]
+
+
+def _carry_out(store: str, journal: _Journal) -> None:
+    plan = journal.plan
+    _delete_rows(store, plan)
+    for name in plan.files:
+        Path(store, name).unlink(missing_ok=True)
+    for name in _WITH_ROWS:
+        _rewrite(store, name)
+    versions = {name: tables.current(store, name).version for name in _WITH_ROWS}
+    _publish_again(store, plan, versions)
+    _change_runs(store, journal, versions)
+    _rewrite(store, "snapshots")
+    for name in (*_WITH_ROWS, "snapshots"):
+        _purge(store, name)
+    config = {"kind": plan.kind, "sha256": list(plan.shas)}
+    counts = {"status": _DONE, "rows": dict(plan.rows), "files": len(plan.files), "trained": len(plan.trained)}
+    tables.record_run(store, replace(journal.run, config=config, counts=counts))
+    _rewrite(store, "runs")
+    _purge(store, "runs")
+
+
+def _delete_rows(store: str, plan: Plan) -> None:
+    """Take the rows out of the newest versions; detections first, which only the crops tell."""
+    doomed = doomed_detections(store, plan.tracklets, plan.videos, tables.find_runs(store, "true"))
+    if len(doomed):
+        tables.delete_rows(store, "detections", doomed)
+    names = pa.table({"tracklet_id": pa.array(plan.tracklets, pa.string())})
+    for name in BY_TRACKLET:
+        tables.delete_rows(store, name, names)
+    for sha in plan.videos:
+        row = {"video_sha": sha, "path": "", "bytes": 0, "codec": "", "width": 0, "height": 0, "fps": 0.0}
+        row |= {"expected_frames": 0, "num_frames": 0, "duration": 0.0, "status": FORGOTTEN}
+        row |= {"reason": "`csip forget` removed it; it is not built from again"}
+        held = tables.read(tables.current(store, "videos"), where=f"video_sha = {tables.quote(sha)}").to_pylist()
+        if held != [row]:
+            tables.upsert(store, "videos", tables.from_rows("videos", [row]))
+
+
+def _rewrite(store: str, name: str) -> None:
+    """Write a table's newest version so that no file of it holds a deleted row."""
+    if not tables.compact(tables.current(store, name), (), deleted_share=0.0):
+        raise StoreError(
+            f"{table_uri(store, name)}: another process was writing. `csip forget` needs the store for itself: stop "
+            "builds and trainings, and run the same command again."
+        )
+
+
+def _publish_again(store: str, plan: Plan, versions: Mapping[str, int]) -> None:
+    """Publish every snapshot on versions without the rows."""
+    for name, row in published(store).items():
+        moved = {table: versions.get(table, version) for table, version in row["tables"].items()}
+        videos = [sha for sha in row["videos"] if sha not in plan.videos]
+        counts = plan.snapshots.get(name, row["counts"])
+        tags = {table: tables.list_tags(store, table).get(tables.snapshot_tag(name), (0,))[0] for table in moved}
+        if (moved, videos, counts, tags) != (row["tables"], row["videos"], row["counts"], moved):
+            snapshot = Snapshot(name, store, moved, row["digest"])
+            tables.publish(snapshot, config=row["config"], counts=counts, videos=videos, created=row["created"])
+
+
+def _change_runs(store: str, journal: _Journal, versions: Mapping[str, int]) -> None:
+    """Take what is personal out of the runs, and let them name the versions that stay, in one commit."""
+    plan, changed = journal.plan, []
+    names = frozenset(plan.tracklets)
+    scrub = _Scrub(names, plan, versions)
+    for run in tables.find_runs(store, "true"):
+        if run.run_id == journal.run.run_id:
+            continue
+        parts = {one: scrub(getattr(run, one)) for one in ("inputs", "outputs", "config")}
+        new = replace(run, **parts, counts=scrub(plan.runs.get(run.run_id, run.counts)))
+        if new != run:
+            changed.append({name: getattr(new, name) for name in tables.TABLES["runs"].names})
+    texts = ("inputs", "outputs", "config", "counts", "weights")
+    rows = [row | {name: json.dumps(row[name], sort_keys=True) for name in texts} for row in changed]
+    if rows:
+        tables.upsert(store, "runs", tables.from_rows("runs", rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scrub:
+    """Copies plain values without what is personal in them."""
+
+    names: frozenset[str]
+    plan: Plan
+    versions: Mapping[str, int]
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self(one) for one in value]
+        if isinstance(value, str):
+            return self._text(value)
+        if not isinstance(value, Mapping):
+            return value
+        if set(value) == TABLE and Path(value["uri"]).stem in self.versions:
+            return {"uri": value["uri"], "version": self.versions[Path(value["uri"]).stem]}
+        if set(value) == FILE and "/".join(Path(value["path"]).parts[-2:]) in self.plan.files:
+            return {FORGOTTEN: value["sha256"]}
+        if value.get("video_sha") in self.plan.videos:
+            value = dict(value) | {name: "" for name in ("path", "camera") if name in value}
+        return {self._text(key): self(one) for key, one in value.items()}
+
+    def _text(self, text: str) -> str:
+        if text in self.names:
+            return ""
+        for path in self.plan.paths:
+            if text.rpartition("/")[2] == Path(path).name:
+                return ""
+            text = text.replace(path, "")
+        return text
+
+
+def _purge(store: str, name: str) -> None:
+    """Remove all but a table's newest version, whatever tags protect them, and all files that it does not name."""
+    newest = tables.current(store, name)
+    for tag, (version, _) in tables.list_tags(store, name).items():
+        if version != newest.version:
+            tables.untag(store, name, tag)
+    old = [version for version in tables.list_versions(store, name) if version != newest.version]
+    tables.clean_up(store, name, old, dry_run=False, alone=True)

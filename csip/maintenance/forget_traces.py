@@ -1,0 +1,231 @@
+"""Where a person or a video shows: detections, snapshots, runs and files; and what is counted without them.
+
+`gone` are the tracklets that go, by name: their video_sha, track_digest, num_frames and pid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from csip import tables
+from csip.lineage import FILE
+from csip.maintenance.keys import shorten
+from csip.maintenance.named import references, snapshots_in
+from csip.maintenance.snapshots import extractions, generations
+from csip.tables import RunRecord, quote, table_uri
+from csip.types import TableRef
+
+FORGOTTEN = "forgotten"
+"""The status of a video that must not come back, and how counts call who has gone."""
+Tracklets = Mapping[str, Mapping[str, Any]]
+Box = tuple[float, ...]
+Boxes = dict[tuple[str, str, int], set[Box]]
+
+
+def tracklet_rows(store: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Read all tracklets there are, now or in a published version: tracklet_id -> row."""
+    versions = {row["tables"]["tracklets"] for row in known.values() if "tracklets" in row["tables"]}
+    newest = tables.current(store, "tracklets")
+    columns = ["video_sha", "track_digest", "num_frames", "pid"]
+    refs = [TableRef(newest.uri, one) for one in sorted(versions - {newest.version})]
+    return {row["tracklet_id"]: row for ref in (*refs, newest) for row in tables.read(ref, columns).to_pylist()}
+
+
+def doomed_detections(
+    store: str, chosen: Collection[str], videos: Sequence[str], runs: Sequence[RunRecord], rows: Tracklets | None = None
+) -> pa.Table:
+    """Find the detections behind some tracklets' crops, and all of some videos; (M,) keys of `detections`.
+
+    Beside the boxes that became crops these are such as lie over them and became nobody else's: weak ones, which the
+    tracker passed over, show the person too.
+
+    Args:
+        store: the store's folder.
+        chosen: the tracklets.
+        videos: SHA-256 of the videos.
+        runs: all there are; they say which detections a tracklet was made from.
+        rows: of `tracklets`; None: those of the newest version.
+    """
+    rows = tracklet_rows(store, {}) if rows is None else rows
+    made = [run.outputs for run in runs if run.stage in ("track_video", "track_segment")]
+    source = {(one["video_sha"], one["track_digest"]): one["detect_digest"] for one in made}
+    behind = {name: (one["video_sha"], one["track_digest"]) for name, one in rows.items()}
+    pairs = {name: (pair[0], source[pair]) for name, pair in behind.items() if pair in source}
+    mine = _boxes(store, {name: pair for name, pair in pairs.items() if name in chosen})
+    theirs = _boxes(store, {n: p for n, p in pairs.items() if n not in chosen and p in {key[:2] for key in mine}})
+    shas = sorted({*videos, *(key[0] for key in mine)})
+    found = []
+    columns = ["video_sha", "detect_digest", "frame_index", "n"]
+    where = f"video_sha IN ({', '.join(map(quote, shas))})"
+    for batch in tables.stream(tables.current(store, "detections"), [*columns, "box"], where) if shas else ():
+        each = zip(*(batch.column(i).to_pylist() for i in (0, 1, 2, 4)), strict=True)
+        doomed = [sha in videos or _shows(tuple(box), (sha, by, frame), mine, theirs) for sha, by, frame, box in each]
+        found.append(batch.select(columns).filter(pa.array(doomed, pa.bool_())))
+    schema = pa.schema([tables.TABLES["detections"].field(name) for name in columns])
+    return pa.concat_tables([schema.empty_table(), *(pa.Table.from_batches([one]).cast(schema) for one in found)])
+
+
+def _boxes(store: str, pairs: Mapping[str, tuple[str, str]]) -> Boxes:
+    """Read the boxes of some tracklets' crops: video, detect_digest, frame_index -> boxes."""
+    out: Boxes = {}
+    names = pa.array(sorted(pairs), pa.string())
+    for batch in tables.stream(tables.current(store, "crops"), ["tracklet_id", "frame_index", "box"]) if pairs else ():
+        some = batch.filter(pc.is_in(batch.column(0), value_set=names))
+        for name, frame, box in zip(*(some.column(i).to_pylist() for i in range(3)), strict=True):
+            out.setdefault((*pairs[name], frame), set()).add(tuple(box))
+    return out
+
+
+def _shows(box: Box, at: tuple[str, str, int], mine: Boxes, theirs: Boxes) -> bool:
+    return box not in theirs.get(at, ()) and any(_same(box, one) for one in mine.get(at, ()))
+
+
+def _same(a: Box, b: Box) -> bool:
+    """Tell whether two boxes lie over each other by half or more, intersection over union, or are one."""
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(wide, 0.0) * max(high, 0.0)
+    return a == b or 2 * both >= sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - both > 0
+
+
+def snapshots_with(
+    store: str, known: Mapping[str, Any], runs: Sequence[RunRecord], gone: Tracklets, videos: Sequence[str]
+) -> list[str]:
+    """Name the snapshots that show some tracklets or videos."""
+    out = []
+    for name, row in known.items():
+        parts = set(read_parts(store, row)["tracklet_id"].to_pylist())
+        if _own(row, runs, gone) or parts & set(gone) or set(videos) & set(row["videos"]):
+            out.append(name)
+    return out
+
+
+def _own(row: Mapping[str, Any], runs: Sequence[RunRecord], gone: Tracklets) -> dict[str, Mapping[str, Any]]:
+    mine, videos = generations(row, runs), {"", *row["videos"]}
+    return {n: one for n, one in gone.items() if one["track_digest"] in mine and one["video_sha"] in videos}
+
+
+def read_parts(store: str, row: Mapping[str, Any]) -> pa.Table:
+    """Read a snapshot's own rows of `splits`."""
+    if "splits" not in row["tables"]:
+        return tables.TABLES["splits"].empty_table()
+    ref = TableRef(table_uri(store, "splits"), row["tables"]["splits"])
+    return tables.read(ref, ["pid", "role"], f"dataset = {quote(row['name'])}")
+
+
+def snapshot_counts(
+    store: str,
+    row: Mapping[str, Any],
+    runs: Sequence[RunRecord],
+    gone: Tracklets,
+    videos: Sequence[str],
+    detected: Mapping[tuple[str, str], int],
+) -> dict[str, Any]:
+    """Give what a snapshot counts without some tracklets and videos."""
+    counts, made, own = dict(row["counts"]), extractions(row, runs), _own(row, runs, gone)
+    left_out = [sha for sha in row["videos"] if sha in videos]
+    behind = {(sha, run.outputs["detect_digest"]) for sha, run in made.items()}
+    fewer = {
+        "tracklets": len(own),
+        ("crops" if "crops" in counts else "frames"): sum(one["num_frames"] for one in own.values()),
+        "detections": sum(number for pair, number in detected.items() if pair in behind),
+        "videos": len(left_out),
+    }
+    if row["videos"]:
+        fewer["frames"] = sum(made[sha].counts["frames"] for sha in left_out if sha in made)
+    fewer |= _fewer_parts(store, row, gone)
+    for name, number in fewer.items():
+        if isinstance(counts.get(name), int):
+            counts[name] = max(0, counts[name] - number)
+    before = counts.get(FORGOTTEN, {}).get("tracklets", 0)
+    return counts | {FORGOTTEN: {"tracklets": before + len(own), "when": tables.now()[:10]}}
+
+
+def _fewer_parts(store: str, row: Mapping[str, Any], gone: Tracklets) -> dict[str, int]:
+    """Count the people and parts that leave; as a snapshot does, under the first protocol and split."""
+    table = read_parts(store, row)
+    named = list(zip(*(table[n].to_pylist() for n in ("protocol", "split", "tracklet_id", "pid", "role")), strict=True))
+    first = [one[2:] for one in named if one[:2] == named[0][:2]]
+    out: dict[str, int] = {}
+    left = [one for one in first if one[0] not in gone]
+    out["train_people"] = len(_people(first, "train")) - len(_people(left, "train"))
+    out["test_people"] = len(_tested(first)) - len(_tested(left))
+    for role in ("train", "query", "gallery"):
+        out[f"{role}_parts"] = sum(name in gone and one == role for name, _, one in first)
+    return out
+
+
+def _people(parts: Sequence[tuple[str, int, str]], role: str) -> set[int]:
+    return {pid for _, pid, one in parts if one == role}
+
+
+def _tested(parts: Sequence[tuple[str, int, str]]) -> set[int]:
+    return _people(parts, "query") | (_people(parts, "gallery") - {0})  # distractors are nobody
+
+
+def run_counts(
+    runs: Sequence[RunRecord], gone: Tracklets, videos: Sequence[str], detected: Mapping[tuple[str, str], int]
+) -> dict[str, dict[str, Any]]:
+    """Give what the runs that finished videos count without some tracklets and detections."""
+    out = {}
+    for run in (run for run in runs if run.stage == "track_video"):
+        sha, track = run.outputs["video_sha"], run.outputs["track_digest"]
+        mine = [row for row in gone.values() if (row["video_sha"], row["track_digest"]) == (sha, track)]
+        fewer = {
+            "tracklets": len(mine),
+            "crops": sum(row["num_frames"] for row in mine),
+            "detections": detected.get((sha, run.outputs["detect_digest"]), 0),
+        }
+        if any(fewer.values()) or sha in videos:
+            out[run.run_id] = dict(run.counts) | {name: run.counts.get(name, 0) - n for name, n in fewer.items()}
+    return out
+
+
+def paths_of(store: str, videos: Sequence[str], runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """List where some videos lay whenever they were read."""
+    if not videos:
+        return ()
+    table = tables.read(tables.current(store, "videos"), ["path"])
+    out = {p for sha, p in zip(*(table[n].to_pylist() for n in ("video_sha", "path")), strict=True) if sha in videos}
+    keys = frozenset({"video_sha", "path"})
+    for run in runs:
+        out |= {one["path"] for one in _with_keys([run.inputs, run.outputs], keys) if one["video_sha"] in videos}
+    return tuple(sorted(out - {""}))
+
+
+def _with_keys(value: Any, keys: frozenset[str]) -> list[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        here = [value] if keys <= set(value) else []
+        return here + [one for inner in value.values() for one in _with_keys(inner, keys)]
+    return [one for inner in value for one in _with_keys(inner, keys)] if isinstance(value, list) else []
+
+
+def files_of(
+    store: str, runs: Sequence[RunRecord], had: Collection[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """List the files that show what some snapshots had, those that learned from it, and what cannot be told."""
+    if tables.is_address(store) or not had:
+        return (), (), ()
+    root = Path(store)
+    shown: set[Path] = set()
+    trained: set[Path] = set()
+    for run in (run for run in runs if set(snapshots_in(run.inputs)) & set(had)):
+        kept = run.counts.get("kept", {})
+        short = {sha[:12] for sha in kept.values()} if isinstance(kept, Mapping) else set()
+        trained |= {p for p in (root / "checkpoints").glob("*-*") if p.stem.rpartition("-")[2] in short}
+        for one in references(run.outputs, FILE):
+            # In this store, though it was copied, and the run's own path leads to another one.
+            path = root.joinpath(*Path(one["path"]).parts[-2:])
+            if path.is_file():
+                (trained if path.suffix == ".safetensors" else shown).add(path)
+    trained |= set((root / "checkpoints").glob("*.state"))
+    pages = [p for p in (root / "reports").glob("*") if p.is_file()]
+    shown |= {p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had}
+    exports = sorted(p.relative_to(root).as_posix() for p in root.glob("*.npz"))
+    notes = [f"Exported rankings may hold this person: {shorten(exports)}. Remove them by hand."] if exports else []
+    told = [tuple(sorted(path.relative_to(root).as_posix() for path in some)) for some in (shown, trained)]
+    return told[0], told[1], tuple(notes)
