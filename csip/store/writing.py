@@ -16,6 +16,7 @@ from csip.types import TableRef
 from storage_schemas import TABLES
 from storage_schemas.fields import key_names
 
+
 def prepare_store(store: str) -> None:
     """Make every table that the store does not have yet, empty, and bring those up that an older CSIP made.
 
