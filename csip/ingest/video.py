@@ -18,15 +18,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before decord, which brings a zlib of its own: loaded after it, OpenCV can no longer decode any PNG.
-import cv2  # noqa: F401
-import decord
 import numpy as np
 
 from csip.errors import VideoError
 from csip.ingest.container import Alive, Image, check_file, nothing, pyav_frames, spell, upright
 from csip.ingest.scan import Scan, scan_video
 from csip.types import Frames
+
+# isort: split
+# Last, as decord brings a zlib and codecs of its own: loaded after it, OpenCV can no longer decode any PNG, and PyAV
+# calls decord's older libvpx.
+import cv2  # noqa: F401
+import decord
 
 _log = logging.getLogger(__name__)
 

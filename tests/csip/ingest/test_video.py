@@ -356,3 +356,19 @@ png = cv2.imencode(".png", numpy.full((8, 4, 3), 200, numpy.uint8))[1]
 assert cv2.imdecode(png, cv2.IMREAD_COLOR) is not None
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_pyav_keeps_its_own_codecs_beside_decord(tmp_path):
+    """Loaded before PyAV, decord would give it its older libvpx, which it cannot use."""
+    code = (
+        "import sys\nimport csip.ingest.video\nimport av\n"
+        "with av.open(sys.argv[1], 'w') as made:\n"
+        "    stream = made.add_stream('libvpx-vp9', rate=10)\n"
+        "    stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'\n"
+        "    made.mux(stream.encode(av.VideoFrame(64, 48, 'yuv420p')))\n"
+        "    made.mux(stream.encode())\n"
+    )
+    path = tmp_path / "vp9.webm"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert path.stat().st_size
