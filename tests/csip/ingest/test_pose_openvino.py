@@ -105,11 +105,12 @@ def test_a_damaged_conversion_is_named_with_what_to_do(monkeypatch, tmp_path):
 import sys
 from pathlib import Path
 from csip.errors import WeightsError
-from csip.ingest.pose_openvino import compile_openvino
+from csip.ingest.pose_openvino import compile_openvino, openvino_model
 try:
-    compile_openvino(Path(sys.argv[1]), (64, 64), batch=1)
+    with openvino_model(Path(sys.argv[1]), (64, 64)) as path:
+        compile_openvino(path, (64, 64), batch=1)
 except WeightsError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script, str(WEIGHTS)], capture_output=True, text=True, check=True)
     assert re.search(r"64x64-.*: OpenVINO cannot load its own model .*\. Delete this folder and try again", done.stdout)
