@@ -9,6 +9,7 @@ Shapes: F frames, h and w network pixels.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -37,6 +38,17 @@ def import_openvino() -> Any:
     return importlib.import_module("openvino")
 
 
+@functools.cache
+def _core() -> Any:
+    """Make the one Core of this process, which stays.
+
+    With every Core, OpenVINO gives the thread a new stack for its signal handlers, and puts the one before back when
+    the Core goes. When two go in another order than the reverse, that one is freed memory, and the next signal, such as
+    that a child process has ended, writes into it.
+    """
+    return import_openvino().Core()
+
+
 def compile_openvino(path: Path, size: tuple[int, int], batch: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Compile an .xml for the CPU in float32, on as many threads as torch has.
 
@@ -52,7 +64,7 @@ def compile_openvino(path: Path, size: tuple[int, int], batch: int) -> Callable[
         RuntimeError: OpenVINO cannot read the file.
     """
     openvino = import_openvino()
-    core = openvino.Core()
+    core = _core()
     model = core.read_model(str(path))
     if model.input().partial_shape.is_dynamic:
         model.reshape([batch, 3, *size])

@@ -1,5 +1,6 @@
 """Six seconds of the shipped video, and the rows that the shipped pose model makes of them."""
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import csip
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
 from csip.ingest.extract import extract_videos
+from csip.ingest.pose_openvino import import_openvino
 from csip.ingest.records import extract_digests
 from csip.ingest.video import probe
 from csip.types import Output, People, SourceVideo
@@ -89,6 +91,27 @@ def no_weights_of_the_users(tmp_path_factory):
     """The shipped weights, not some of the same name in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CSIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+_CORES = []
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cores_that_stay():
+    """Keep every OpenVINO Core that ultralytics makes; `csip.ingest.pose_openvino` says what happens when they go."""
+    if importlib.util.find_spec("openvino") is None:
+        yield
+        return
+    core = import_openvino().Core
+    made = core.__init__
+
+    def keep(self, *args, **kwargs):
+        made(self, *args, **kwargs)
+        _CORES.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "__init__", keep)
         yield
 
 
