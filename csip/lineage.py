@@ -15,6 +15,7 @@ from typing import Any
 
 from csip import tables
 from csip.errors import StoreError
+from csip.files import digest_file
 from csip.tables import RunRecord
 
 _OURS = ("csip", "storage_schemas")
@@ -193,7 +194,7 @@ class History:
 
     def _resolve(self, ref: str) -> _Thing:
         if Path(ref).is_file():
-            ref = hashlib.sha256(Path(ref).read_bytes()).hexdigest()
+            ref = digest_file(Path(ref))
         known = {(t.kind, t.name): t for run in self.runs for t in (*_things(run.outputs), *_things(run.inputs))}
         by_run = [t for run in self.runs if run.run_id == ref for t in _things(run.outputs)]
         exact = [t for t in known.values() if t.name == ref] or by_run[:1]

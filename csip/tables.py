@@ -23,7 +23,7 @@ from csip.store.columns import (
     vectors_column,
 )
 from csip.store.fragments import Fragments, FragmentWriter, commit_fragments, delete_rows
-from csip.store.reading import Rows, count, described, read, stream
+from csip.store.reading import Rows, count, described, read, stream, stream_tracklets
 from csip.store.records import (
     RunRecord,
     check_name,
@@ -35,6 +35,7 @@ from csip.store.records import (
     publish,
     read_snapshots,
     record_run,
+    record_runs,
     snapshot_row,
     snapshot_tag,
 )
@@ -49,7 +50,7 @@ from csip.store.upkeep import (
     plan_compaction,
     untag,
 )
-from csip.store.versions import current, exists, folder, is_address, quote, table_uri
+from csip.store.versions import any_of, current, exists, folder, is_address, quote, table_uri
 from csip.store.writing import delete, describe, prepare_store, upsert
 from csip.types import TableRef
 from storage_schemas import TABLES
@@ -62,6 +63,7 @@ __all__ = [
     "Rows",
     "RunRecord",
     "TableRef",
+    "any_of",
     "binary_views",
     "boxes_array",
     "boxes_column",
@@ -97,9 +99,11 @@ __all__ = [
     "read",
     "read_snapshots",
     "record_run",
+    "record_runs",
     "snapshot_row",
     "snapshot_tag",
     "stream",
+    "stream_tracklets",
     "table_uri",
     "untag",
     "upsert",

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from csip.errors import WeightsError
+from csip.files import digest_file
 
 OPENVINO_FOLDER = "_openvino_model"
 """How the name of a folder ends that ultralytics exports a model to for OpenVINO."""
@@ -73,12 +74,7 @@ def digest_weights(path: Path) -> str:
     """
     path = whole_weights(path)
     if not path.is_dir():
-        return _digest_file(path)
+        return digest_file(path)
     inside = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-    lines = (f"{_digest_file(inside[name])}  {name}\n" for name in sorted(inside))
+    lines = (f"{digest_file(inside[name])}  {name}\n" for name in sorted(inside))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _digest_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

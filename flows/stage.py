@@ -10,7 +10,6 @@ because a refactor must not re-extract years of video.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
 import logging
@@ -35,6 +34,7 @@ from prefect.states import Completed
 from csip import errors, tables
 from csip.config import RuntimeConfig, digest, from_plain, to_plain
 from csip.device import resolve_device
+from csip.files import digest_file
 from csip.lineage import FILE, TABLE, git_commit, source_digest
 from csip.tables import RunRecord
 from csip.types import Output, Progress, Stage, TableRef
@@ -169,7 +169,7 @@ def _still_there(outputs: Any) -> bool:
         return tables.exists(TableRef(**outputs))
     if set(outputs) == FILE:
         path = Path(outputs["path"])
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == outputs["sha256"]
+        return path.is_file() and digest_file(path) == outputs["sha256"]
     return all(_still_there(one) for one in outputs.values())
 
 

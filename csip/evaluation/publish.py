@@ -139,16 +139,11 @@ def _write_splits(
 
 def _read_times(store: str, tracklets: set[str]) -> dict[str, tuple[IntArray, np.ndarray]]:
     """Read when each crop of the given tracklets was taken: tracklet_id -> frame_index (T,), seconds (T,)."""
-    wanted = pa.array(sorted(tracklets), pa.string())
-    columns = ("tracklet_id", "frame_index", "time")
-    # The store may hold many more crops than these: a batch of them at a time.
-    own = [
-        pa.Table.from_batches([batch]).filter(pc.is_in(batch["tracklet_id"], wanted))
-        for batch in tables.stream(tables.current(store, "crops"), columns)
-    ]
-    if not own:
+    crops = tables.current(store, "crops")
+    batches = list(tables.stream_tracklets(crops, tracklets, ["frame_index", "time"]))
+    if not batches:
         return {}
-    table = pa.concat_tables(own).sort_by([(name, "ascending") for name in columns[:2]])
+    table = pa.Table.from_batches(batches).sort_by([(name, "ascending") for name in ("tracklet_id", "frame_index")])
     frame = np.asarray(table["frame_index"], dtype=np.int64)
     seconds = np.asarray(table["time"], dtype=np.float64)
     runs = pc.run_end_encode(table["tracklet_id"].combine_chunks())

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from csip.errors import VideoError
-from csip.ingest.scan import scan_video
+from csip.ingest.scan import LastScan, Scan
 from csip.ingest.video import probe, read_images
 
 _SECONDS_BETWEEN_SIGNS = 1.0
@@ -83,24 +83,24 @@ class _LogToParent(logging.Handler):
 def serve(parent: Parent, memory: int) -> None:
     """Answer requests until the parent is gone."""
     parent.send("ready")
+    scan_file = LastScan()  # to be looked at and then read is what happens to a file
     while True:
         request = parent.receive()
         path = Path(request["path"])
         try:
             if request["do"] == "probe":
-                info = dataclasses.asdict(probe(path, parent.alive))
+                info = dataclasses.asdict(probe(path, parent.alive, scan_file))
                 parent.send("info", {name: value for name, value in info.items() if name != "path"})
             else:
-                _give_frames(parent, memory, path, request)
+                _give_frames(parent, memory, path, request, scan_file(path, parent.alive))
         except VideoError as error:
             parent.send("error", str(error))
         else:
             parent.send("end")
 
 
-def _give_frames(parent: Parent, memory: int, path: Path, request: dict[str, Any]) -> None:
+def _give_frames(parent: Parent, memory: int, path: Path, request: dict[str, Any], scan: Scan) -> None:
     """Decode, and put every wanted frame into the ring's next slot as soon as that is free."""
-    scan = scan_video(path, parent.alive)
     stop = sys.maxsize if request["stop"] is None else request["stop"]
     wanted = range(request["start"], stop, request["stride"])
     shape = (scan.height, scan.width, 3)

@@ -7,7 +7,7 @@ Shapes: F frames, N people, J joints.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from time import monotonic
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from csip import tables
 from csip.config import DetectConfig, RuntimeConfig
@@ -24,9 +23,7 @@ from csip.ingest.phases import Seconds, timed
 from csip.ingest.plan import Segment, VideoPlan
 from csip.ingest.pose import PoseModel
 from csip.ingest.reading import Ended, Opened, Piece, Rejected, Step
-from csip.joints import COCO17
 from csip.types import ExtractDigests, Frames, IntArray, People
-from storage_schemas import TABLES
 
 
 @dataclass(slots=True)
@@ -52,7 +49,7 @@ class Found:
     frame_index: list[int] = field(default_factory=list)
     time: list[float] = field(default_factory=list)
     people: list[People] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
     reason: str = ""
     seconds: float = 0.0
     elapsed: float = 0.0
@@ -170,7 +167,7 @@ class DetectPass:
             people, seconds = self._answers.popleft()
             kept, dropped = keep_people(people, asked.size, self._config)
             found.people.append(kept)
-            found.dropped = {rule: found.dropped.get(rule, 0) + count for rule, count in dropped.items()}
+            found.dropped.update(dropped)
             found.seconds += seconds
         if self._model is not None:
             model = self._model
@@ -200,30 +197,3 @@ def lost_frames(found: Found, stride: int) -> list[int]:
     """List the frames before the last one of a segment that should have been looked at and did not decode."""
     looked_at = set(found.frame_index)
     return [i for i in range(found.segment.first, max(looked_at, default=0), stride) if i not in looked_at]
-
-
-def detection_rows(video_sha: str, detect_digest: str, found: Found) -> pa.Table:
-    """Lay out what was found as rows of `detections`."""
-    count = [len(people) for people in found.people]
-    n = [np.arange(c, dtype=np.int32) for c in count]
-    people = [nobody(), *found.people]
-    rows = sum(count)
-    return pa.table(
-        [
-            pa.array([video_sha] * rows, pa.string()),
-            pa.array([detect_digest] * rows, pa.string()),
-            pa.array(np.repeat(np.array(found.frame_index, np.int64), count)),
-            pa.array(np.concatenate([np.zeros(0, np.int32), *n])),
-            pa.array(np.repeat(np.array(found.time, np.float64), count)),
-            tables.boxes_column(np.concatenate([p.boxes for p in people])),
-            pa.array(np.concatenate([p.score for p in people])),
-            tables.keypoints_column(np.concatenate([p.keypoints for p in people])),
-        ],
-        schema=TABLES["detections"],
-    )
-
-
-def nobody() -> People:
-    """Make the record of an empty frame."""
-    j = len(COCO17.joints)
-    return People(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, j, 3), np.float32))

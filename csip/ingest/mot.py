@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from csip import tables
 from csip.errors import SourceError
 from csip.maintenance.snapshots import generations
-from csip.tables import quote
+from csip.tables import any_of
 from csip.types import Snapshot
 
 
@@ -48,19 +48,31 @@ def write_mot(snapshot: Snapshot, out: Path) -> list[Path]:
             "Leave --mot-out away."
         )
     runs = tables.find_runs(snapshot.store, "stage = 'track_video'")
-    own = ", ".join(map(quote, sorted(generations(row, runs))))
-    table = tables.read(tables.pinned(snapshot, "tracklets"), ["video_sha"], f"track_digest IN ({own})")
-    video_of = dict(zip(table["tracklet_id"].to_pylist(), table["video_sha"].to_pylist(), strict=True))
+    own = any_of("track_digest", generations(row, runs))
+    table = tables.read(tables.pinned(snapshot, "tracklets"), ["video_sha"], own)
+    names: dict[str, list[str]] = {sha: [] for sha in videos}
+    for name, sha in zip(table["tracklet_id"].to_pylist(), table["video_sha"].to_pylist(), strict=True):
+        if sha in names:
+            names[sha].append(name)
+    tracks = _read_tracks(snapshot, [name for some in names.values() for name in some])
     files = _name_files(snapshot, videos, out)
     for sha, path in files.items():
-        names = sorted(name for name, video in video_of.items() if video == sha)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mot-") as folder:
             part = Path(folder, path.name)
             with part.open("w", encoding="ascii") as file:
-                file.writelines(_lines(snapshot, names))
+                file.writelines(_lines(tracks, names[sha]))
             os.replace(part, path)
     return list(files.values())
+
+
+def _read_tracks(snapshot: Snapshot, names: list[str]) -> pa.Table:
+    """Read the boxes of some tracklets, in one go for all videos."""
+    crops = tables.pinned(snapshot, "crops")
+    columns = ["tracklet_id", "frame_index", "box", "score"]
+    schema = pa.schema([tables.TABLES["crops"].field(name) for name in columns])
+    batches = [batch.cast(schema) for batch in tables.stream_tracklets(crops, names, columns[1:])]
+    return pa.Table.from_batches(batches, schema=schema)
 
 
 def _name_files(snapshot: Snapshot, videos: list[str], out: Path) -> dict[str, Path]:
@@ -73,17 +85,10 @@ def _name_files(snapshot: Snapshot, videos: list[str], out: Path) -> dict[str, P
     return {sha: out / (f"{stem}.txt" if count[stem] == 1 else f"{stem}-{sha[:8]}.txt") for sha, stem in stems.items()}
 
 
-def _lines(snapshot: Snapshot, names: list[str]) -> Iterator[str]:
+def _lines(tracks: pa.Table, names: list[str]) -> Iterator[str]:
     """Give the lines of one video, by frame and then by person."""
     wanted = pa.array(names, pa.string())
-    columns = ["tracklet_id", "frame_index", "box", "score"]
-    own = [
-        pa.Table.from_batches([batch]).filter(pc.is_in(batch["tracklet_id"], wanted))
-        for batch in tables.stream(tables.pinned(snapshot, "crops"), columns)
-    ]
-    if not own:
-        return
-    table = pa.concat_tables(own)
+    table = tracks.filter(pc.is_in(tracks["tracklet_id"], value_set=wanted))
     number = np.asarray(pc.index_in(table["tracklet_id"], wanted), dtype=np.int64) + 1
     frame = np.asarray(table["frame_index"], dtype=np.int64) + 1
     boxes = tables.boxes_array(table["box"]).astype(np.float64)

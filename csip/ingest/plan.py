@@ -7,13 +7,12 @@ its length and a killed run loses minutes. `runs` says which are done; nothing e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from csip import tables
 from csip.config import DetectConfig, digest
 from csip.ingest.video import VideoInfo
-from csip.tables import RunRecord, quote
+from csip.tables import RunRecord, any_of
 from csip.types import ExtractDigests, SourceVideo
 
 
@@ -73,16 +72,16 @@ def make_plan(
     segments = cut_into_segments(info.num_frames, info.fps, config.segment_seconds, config.stride)
     keys = {detect_key(video, digests, s): s.number for s in segments}
     keys |= {track_key(video, digests, s): s.number for s in segments}
-    runs = _find(store, keys)
+    runs = tables.find_runs(store, any_of("key", keys))
     detected = {keys[run.key]: run for run in runs if run.stage == "detect_video"}
     tracked = {keys[run.key]: run for run in runs if run.stage in ("track_segment", "track_video")}
     whole = next((n for n in range(len(segments)) if n not in tracked), len(segments))
     return VideoPlan(video, info, segments, detected, {n: tracked[n] for n in range(whole)})
 
 
-def _find(store: str, keys: Iterable[str]) -> list[RunRecord]:
-    listed = ", ".join(quote(key) for key in sorted(keys))
-    return tables.find_runs(store, f"key IN ({listed})")
+def in_frames(first: int, end: int | None) -> str:
+    """Write the condition that a row's frame lies from `first` on, and before `end` where that is not None."""
+    return f"frame_index >= {first}" + ("" if end is None else f" AND frame_index < {end}")
 
 
 def detect_key(video: SourceVideo, digests: ExtractDigests, segment: Segment) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from csip import tables
 from csip.config import ExtractConfig, digest, to_plain
+from csip.files import digest_file
 from csip.ingest.video import VideoInfo
 from csip.ingest.yolo import resolve_weights
 from csip.lineage import git_commit
@@ -77,8 +78,7 @@ def _content(path: Path) -> tuple[str, int]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return nameless  # To open a pipe is to wait for whoever writes to it.
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+        return digest_file(path), path.stat().st_size
     except OSError:
         return nameless
 

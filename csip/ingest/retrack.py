@@ -7,8 +7,7 @@ from dataclasses import replace
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, RuntimeConfig, digest, from_plain
 from csip.errors import SourceError
-from csip.ingest.records import finished_videos
-from csip.ingest.sources import batch_videos
+from csip.ingest.sources import list_to_do
 from csip.maintenance.snapshots import extractions
 from csip.types import ExtractDigests, Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
@@ -55,18 +54,17 @@ def list_snapshot(out: Output, snapshot: str, config: ExtractConfig, runtime: Ru
             f"{len(row['videos'])} videos, expected all of them. Build from the videos themselves: what was detected "
             "is not detected again."
         )
-    listed: list[SourceVideo] = [from_plain(SourceVideo, video) for video in publishers[-1].inputs["videos"]["videos"]]
+    published: list[SourceVideo] = [
+        from_plain(SourceVideo, video) for video in publishers[-1].inputs["videos"]["videos"]
+    ]
     known = tables.read(tables.current(out.store, "videos"), ["path"])
     path_of = dict(zip(known["video_sha"].to_pylist(), known["path"].to_pylist(), strict=True))
     videos = tuple(
-        replace(video, path=path_of.get(video.video_sha, video.path)) for video in listed if video.video_sha in made
+        replace(video, path=path_of.get(video.video_sha, video.path)) for video in published if video.video_sha in made
     )
     first = made[videos[0].video_sha]
     detect = first.outputs["detect_digest"]
     digests = ExtractDigests(detect, digest(detect, config.track), first.weights, weights_path="")
-    done = finished_videos(out.store, digests.track)
-    todo = [video for video in videos if video.video_sha not in done]
+    listed, counts = list_to_do(out.store, videos, digests, runtime)
     yield Progress("list_snapshot", 1, 1, "snapshots")
-    counts = {"videos": len(videos), "already_extracted": len(videos) - len(todo)}
-    batches = batch_videos(todo, runtime.video_batch_seconds)
-    return Outcome(VideoList(videos, batches, digests), counts, digests.weights)
+    return Outcome(listed, counts, digests.weights)

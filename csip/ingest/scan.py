@@ -85,6 +85,20 @@ def scan_video(path: Path, alive: Alive = nothing) -> Scan:
         ) from error
 
 
+class LastScan:
+    """Scans files, and knows the last one again while it does not change: asked twice, it reads the packets once."""
+
+    def __init__(self) -> None:
+        self._known: tuple[object, Scan] | None = None
+
+    def __call__(self, path: Path, alive: Alive = nothing) -> Scan:
+        """Do as `scan_video`."""
+        what = (path, check_file(path))
+        if self._known is None or self._known[0] != what:
+            self._known = (what, scan_video(path, alive))
+        return self._known[1]
+
+
 def _read_packets(container: av.container.InputContainer, path: Path, alive: Alive) -> Scan:
     stream = _stream(container, path)
     codec = stream.codec_context.codec.canonical_name

@@ -16,7 +16,7 @@ from csip.ingest.decoder import Decoder
 from csip.ingest.records import extract_digests, finished_videos, record_video
 from csip.ingest.video import VideoInfo
 from csip.maintenance.forget import forgotten
-from csip.types import Outcome, Output, Progress, SourceVideo, Stage, VideoList
+from csip.types import ExtractDigests, Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
 VIDEO_SUFFIXES = (
     *(".264", ".3gp", ".asf", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
@@ -62,7 +62,6 @@ def list_videos(
     tables.prepare_store(out.store)
     found = expand_all(sources, camera)
     digests = extract_digests(config)
-    done = finished_videos(out.store, digests.track)
     videos: dict[str, SourceVideo] = {}
     reasons: list[str] = []
     duplicates = refused = 0
@@ -93,12 +92,10 @@ def list_videos(
             "Expected at least one video that FFmpeg can read."
         )
     every = tuple(videos[sha] for sha in sorted(videos))
-    todo = [video for video in every if video.video_sha not in done]
-    listed = VideoList(every, batch_videos(todo, runtime.video_batch_seconds), digests)
+    listed, counted = list_to_do(out.store, every, digests, runtime)
     counts = {
         "files": len(found.files),
-        "videos": len(every),
-        "already_extracted": len(every) - len(todo),
+        **counted,
         "duplicate_files": duplicates,
         "forgotten_files": refused,
         "unreadable_files": len(reasons),
@@ -237,7 +234,17 @@ def _read_manifest(path: Path, camera: str, closed: list[str]) -> Iterator[Named
             yield Named(video, camera or line["camera"])
 
 
-def batch_videos(videos: list[SourceVideo], seconds: float) -> tuple[tuple[SourceVideo, ...], ...]:
+def list_to_do(
+    store: str, videos: tuple[SourceVideo, ...], digests: ExtractDigests, runtime: RuntimeConfig
+) -> tuple[VideoList, dict[str, int]]:
+    """Say which of a build's videos are still to be extracted, and count."""
+    done = finished_videos(store, digests.track)
+    todo = [video for video in videos if video.video_sha not in done]
+    counts = {"videos": len(videos), "already_extracted": len(videos) - len(todo)}
+    return VideoList(videos, _batches(todo, runtime.video_batch_seconds), digests), counts
+
+
+def _batches(videos: list[SourceVideo], seconds: float) -> tuple[tuple[SourceVideo, ...], ...]:
     """Join short videos until they fill `seconds`, so that one process serves them; a long one stands alone."""
     batches: list[list[SourceVideo]] = []
     filled = seconds

@@ -15,13 +15,14 @@ from csip import tables
 from csip.config import ExtractConfig, to_plain
 from csip.errors import VideoError
 from csip.ingest.decoder import Decoder
-from csip.ingest.detect_pass import Found, detection_rows, lost_frames
+from csip.ingest.detect_pass import Found, lost_frames
+from csip.ingest.detections import detection_rows, which_detections
 from csip.ingest.phases import Seconds, timed
 from csip.ingest.plan import Segment, VideoPlan, detect_key
 from csip.ingest.reading import Ended, Rejected
 from csip.ingest.records import record_pass, record_video
 from csip.ingest.track_pass import TrackPass
-from csip.tables import RunRecord, quote
+from csip.tables import RunRecord
 from csip.types import ExtractDigests, ExtractedVideo, Output, SourceVideo
 
 _LOG = logging.getLogger(__name__)
@@ -93,10 +94,9 @@ class Storing:
 
     def _store_detections(self, found: Found) -> RunRecord:
         video, digests, segment = found.plan.video, self._digests, found.segment
-        rows = detection_rows(video.video_sha, digests.detect, found)
-        where = f"video_sha = {quote(video.video_sha)} AND detect_digest = {quote(digests.detect)}"
-        where += f" AND frame_index >= {segment.first}"
-        where += "" if found.last else f" AND frame_index < {segment.end}"
+        rows = detection_rows(video.video_sha, digests.detect, found.frame_index, found.time, found.people)
+        end = None if found.last else segment.end
+        where = which_detections(video.video_sha, digests.detect, segment.first, end)
         with timed(self.seconds, "write"):
             tables.upsert(self._out.store, "detections", rows, replace=where)
             if found.last:

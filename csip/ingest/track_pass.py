@@ -9,11 +9,9 @@ Shapes: H W pixels of a frame, N rows, J joints.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,22 +21,22 @@ import pyarrow as pa
 
 from csip import tables
 from csip.config import ExtractConfig, to_plain
-from csip.errors import DecoderLostError, StoreError, VideoError
+from csip.errors import StoreError, VideoError
 from csip.extractors import describe_extractor
 from csip.ingest.cut import encode_crop
 from csip.ingest.decoder import Decoder
-from csip.ingest.detect_pass import nobody
+from csip.ingest.detections import nobody, read_detections
 from csip.ingest.phases import Seconds, timed, waiting_for
-from csip.ingest.plan import Segment, VideoPlan, track_key
+from csip.ingest.pictures import Pictures
+from csip.ingest.plan import Segment, VideoPlan, in_frames, track_key
 from csip.ingest.records import record_pass, tracklet_id, tracklet_prefix
 from csip.ingest.tracklets import SegmentTracks, TrackSummary, VideoTracker
 from csip.joints import COCO17
 from csip.tables import RunRecord, quote
-from csip.types import ExtractDigests, Frames, Output, People, Tracklet
+from csip.types import ExtractDigests, Output, Tracklet
 from storage_schemas import TABLES
 
 _COMMIT_CROPS, _COMMIT_BYTES = 4_000, 64_000_000
-_DECODE_BATCH = 8
 
 
 class StoppedError(Exception):
@@ -50,7 +48,6 @@ class TrackPass:
 
     The tracker's state at a segment's beginning is no more than what it makes of the detections before it. They are
     stored, so a new process makes it again, and a tracklet goes on over the border as if nothing had happened.
-
     """
 
     def __init__(
@@ -88,7 +85,7 @@ class TrackPass:
             stride=config.detect.stride,
             make_id=lambda number: tracklet_id(sha, digests.track, number),
         )
-        self._pictures = _Pictures(plan, decoder, config.detect.stride)
+        self._pictures = Pictures(plan.info.path, decoder, config.detect.stride)
         self._summaries: dict[str, TrackSummary] = {}
         self._times: dict[str, tuple[float, float]] = {}
         self._counts: dict[str, int] = {"frames": 0, "detections": 0}
@@ -200,8 +197,7 @@ class TrackPass:
             raise StoppedError
 
     def _write(self, name: str, rows: pa.Table, first: int, end: int | None) -> None:
-        where = f"starts_with(tracklet_id, {quote(self._prefix)}) AND frame_index >= {first}"
-        where += "" if end is None else f" AND frame_index < {end}"
+        where = f"starts_with(tracklet_id, {quote(self._prefix)}) AND {in_frames(first, end)}"
         with timed(self._seconds, "write"):
             if len(rows):
                 tables.upsert(self._out.store, name, rows, replace=where)
@@ -279,74 +275,6 @@ class TrackPass:
 
 
 _Job = tuple[npt.NDArray[np.uint8], int, float, Tracklet, int]
-
-
-class _Pictures:
-    """Reads a video's wanted frames, in order; a later call reads on from where the last one stopped."""
-
-    def __init__(self, plan: VideoPlan, decoder: Decoder, stride: int) -> None:
-        self._plan, self._decoder, self._stride = plan, decoder, stride
-        self._frames: Generator[Frames, None, None] | None = None
-        self._held: Frames | None = None
-
-    def __call__(self, wanted: list[int]) -> Iterator[list[tuple[int, float, npt.NDArray[np.uint8]]]]:
-        """Give (frame_index, seconds, (H, W, 3) RGB) of the wanted frames, ascending, some at a time.
-
-        Frames that no longer decode are left out. A picture is valid until the next ones are asked for.
-        """
-        if not wanted:
-            return
-        if self._frames is None:
-            path, start = self._plan.info.path, wanted[0]
-            self._frames = self._decoder.frames(path, batch=_DECODE_BATCH, start=start, stride=self._stride)
-        names = set(wanted)
-        while (some := self._next()) is not None:
-            index = some.frame_index.tolist()
-            given = [(index[i], float(some.time[i]), some.pixels[i]) for i in range(len(some)) if index[i] in names]
-            if given:
-                yield given
-            if index[-1] >= wanted[-1]:
-                self._held = some if index[-1] > wanted[-1] else None
-                return
-
-    def _next(self) -> Frames | None:
-        if self._held is not None:
-            some, self._held = self._held, None
-            return some
-        try:
-            return next(self._frames, None) if self._frames else None
-        except DecoderLostError:
-            raise
-        except VideoError:
-            return None  # It breaks off, as in the first pass; whether a wanted frame is missing, the caller sees.
-
-    def close(self) -> None:
-        if self._frames is not None:
-            self._frames.close()
-
-
-def read_detections(
-    store: str, video_sha: str, detect_digest: str, first: int, end: int, stride: int
-) -> Iterator[tuple[int, float, People]]:
-    """Give the frames of a video that were looked at, in order, with the people that `detections` holds of each.
-
-    Yields:
-        frame_index, seconds from the container (not a number where nobody was seen), people.
-    """
-    where = f"video_sha = {quote(video_sha)} AND detect_digest = {quote(detect_digest)}"
-    table = tables.read(
-        tables.current(store, "detections"), where=f"{where} AND frame_index >= {first} AND frame_index < {end}"
-    )
-    score = np.asarray(table["score"], dtype=np.float32)
-    boxes = tables.boxes_array(table["box"])
-    keypoints = tables.keypoints_array(table["keypoints"], len(COCO17.joints))
-    time_of = np.asarray(table["time"], dtype=np.float64)
-    frame_index = np.asarray(table["frame_index"], dtype=np.int64)
-    looked_at = range(first, end, stride)
-    begin = np.searchsorted(frame_index, np.array(looked_at))
-    stop = np.searchsorted(frame_index, np.array(looked_at), side="right")
-    for index, a, b in zip(looked_at, begin.tolist(), stop.tolist(), strict=True):
-        yield index, float(time_of[a]) if b > a else math.nan, People(boxes[a:b], score[a:b], keypoints[a:b])
 
 
 def _skeleton_rows(tracklets: tuple[Tracklet, ...], extractor_digest: str) -> pa.Table:

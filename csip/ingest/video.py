@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,18 +66,19 @@ class VideoInfo:
     duration: float
 
 
-def probe(path: Path, alive: Alive = nothing) -> VideoInfo:
+def probe(path: Path, alive: Alive = nothing, scan_file: Callable[[Path, Alive], Scan] = scan_video) -> VideoInfo:
     """Read a file's packets, without decoding more than one frame, and digest its bytes.
 
     Args:
         path: the video file.
         alive: called again and again while the file is read.
+        scan_file: `scan_video`, or a `LastScan`.
 
     Raises:
         VideoError: the file is missing, empty, unreadable, no video, has no video stream, or changes meanwhile.
     """
     before = check_file(path)
-    scan = scan_video(path, alive)
+    scan = scan_file(path, alive)
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from csip import tables
 from csip.errors import StoreError
+from csip.files import digest_file
 from csip.lineage import FILE, TABLE
 from csip.maintenance.findings import Finding
 from csip.maintenance.keys import shorten
@@ -60,10 +60,7 @@ def find_file(store: str, path: str) -> Path:
 
 
 def _sha(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_file(path) if path.is_file() else ""
 
 
 def find_leftovers(store: str, runs: Sequence[RunRecord], known: Collection[str]) -> list[Finding]:

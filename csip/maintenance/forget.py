@@ -14,7 +14,6 @@ What a network has learned cannot be taken out of it: checkpoints stay, and are 
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -197,11 +196,9 @@ def _change_runs(store: str, journal: _Journal, versions: Mapping[str, int]) -> 
         parts = {one: scrub(getattr(run, one)) for one in ("inputs", "outputs", "config")}
         new = replace(run, **parts, counts=scrub(plan.runs.get(run.run_id, run.counts)))
         if new != run:
-            changed.append({name: getattr(new, name) for name in tables.TABLES["runs"].names})
-    texts = ("inputs", "outputs", "config", "counts", "weights")
-    rows = [row | {name: json.dumps(row[name], sort_keys=True) for name in texts} for row in changed]
-    if rows:
-        tables.upsert(store, "runs", tables.from_rows("runs", rows))
+            changed.append(new)
+    if changed:
+        tables.record_runs(store, changed)
 
 
 @dataclass(frozen=True, slots=True)

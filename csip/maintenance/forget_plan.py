@@ -5,19 +5,16 @@ A plan is all that is needed to go on after a kill, when the rows that told whom
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from csip import tables
 from csip.config import digest
 from csip.errors import StoreError
+from csip.files import digest_file
 from csip.maintenance.diff import diff_rows
 from csip.maintenance.forget_traces import (
     Tracklets,
@@ -118,8 +115,7 @@ def make_plan(store: str, selector: Selector) -> Plan:
     rows = tracklet_rows(store, known)
     videos = selector.names if selector.kind == "video" else ()
     chosen = _choose(store, selector, rows)
-    doomed = pa.array(sorted(chosen), pa.string())
-    counts = {name: _count(store, name, "tracklet_id", doomed) for name in BY_TRACKLET}
+    counts = {name: _count(store, name, chosen) for name in BY_TRACKLET}
     boxes = doomed_detections(store, chosen, videos, runs, rows)
     counts |= {"detections": len(boxes), "videos": len(videos)}
     detected = Counter(zip(*(boxes[name].to_pylist() for name in ("video_sha", "detect_digest")), strict=True))
@@ -145,10 +141,7 @@ def make_plan(store: str, selector: Selector) -> Plan:
 def _find_video(store: str, name: str) -> str:
     table = tables.read(tables.current(store, "videos"), ["path"])
     paths: dict[str, str] = dict(zip(table["video_sha"].to_pylist(), table["path"].to_pylist(), strict=True))
-    sha = name
-    if Path(name).is_file():
-        with Path(name).open("rb") as file:
-            sha = hashlib.file_digest(file, "sha256").hexdigest()
+    sha = digest_file(Path(name)) if Path(name).is_file() else name
     places = {name, str(Path(name).absolute())} - {""}
     found = [one for one, path in paths.items() if one == sha or path in places]
     if not found and len(sha) >= _SHORTEST:
@@ -213,10 +206,8 @@ def _check_movable(store: str, known: Mapping[str, Mapping[str, Any]], runs: Seq
             )
 
 
-def _count(store: str, name: str, column: str, values: pa.Array) -> int:
-    ref = tables.current(store, name)
-    batches = tables.stream(ref, [column])
-    return sum(int(pc.sum(pc.is_in(one.column(0), value_set=values)).as_py() or 0) for one in batches)
+def _count(store: str, name: str, tracklets: Collection[str]) -> int:
+    return sum(len(some) for some in tables.stream_tracklets(tables.current(store, name), tracklets, []))
 
 
 def _notes(store: str, selector: Selector, known: Mapping[str, Any], gone: Tracklets) -> list[str]:

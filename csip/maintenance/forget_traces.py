@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from csip import tables
 from csip.lineage import FILE
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import references, snapshots_in
 from csip.maintenance.snapshots import extractions, generations
-from csip.tables import RunRecord, quote, table_uri
+from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
 
 FORGOTTEN = "forgotten"
@@ -61,7 +60,7 @@ def doomed_detections(
     shas = sorted({*videos, *(key[0] for key in mine)})
     found = []
     columns = ["video_sha", "detect_digest", "frame_index", "n"]
-    where = f"video_sha IN ({', '.join(map(quote, shas))})"
+    where = any_of("video_sha", shas)
     for batch in tables.stream(tables.current(store, "detections"), [*columns, "box"], where) if shas else ():
         each = zip(*(batch.column(i).to_pylist() for i in (0, 1, 2, 4)), strict=True)
         doomed = [sha in videos or _shows(tuple(box), (sha, by, frame), mine, theirs) for sha, by, frame, box in each]
@@ -73,10 +72,9 @@ def doomed_detections(
 def _boxes(store: str, pairs: Mapping[str, tuple[str, str]]) -> Boxes:
     """Read the boxes of some tracklets' crops: video, detect_digest, frame_index -> boxes."""
     out: Boxes = {}
-    names = pa.array(sorted(pairs), pa.string())
-    for batch in tables.stream(tables.current(store, "crops"), ["tracklet_id", "frame_index", "box"]) if pairs else ():
-        some = batch.filter(pc.is_in(batch.column(0), value_set=names))
-        for name, frame, box in zip(*(some.column(i).to_pylist() for i in range(3)), strict=True):
+    crops = tables.current(store, "crops")
+    for batch in tables.stream_tracklets(crops, pairs, ["frame_index", "box"]) if pairs else ():
+        for name, frame, box in zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True):
             out.setdefault((*pairs[name], frame), set()).add(tuple(box))
     return out
 

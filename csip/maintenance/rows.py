@@ -13,7 +13,7 @@ from csip import tables
 from csip.maintenance.keys import Numbers
 from csip.maintenance.named import Published
 from csip.maintenance.snapshots import generations
-from csip.tables import RunRecord, quote, table_uri
+from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
 
 _AT_ONCE = 20_000
@@ -72,7 +72,7 @@ def unneeded_rows(
     keep = {name for name, (_, digest) in _tracklets(ref).items() if digest not in idle}
     out = {}
     if idle:
-        where = f"track_digest IN ({', '.join(map(quote, sorted(idle)))}) AND video_sha = ''"
+        where = f"{any_of('track_digest', idle)} AND video_sha = ''"
         out["tracklets"] = Unneeded(ref, where, tables.count(ref, where))
     for name, known, column in (
         *((name, keep, "tracklet_id") for name in owned),
@@ -88,7 +88,7 @@ def unneeded_rows(
             left.append(f"{name}: {rows} rows that nothing vouches for were written too lately to be given up.")
         if lost:
             chosen = lost[:_AT_ONCE]
-            where = f"{column} IN ({', '.join(map(quote, chosen))}) AND {_UPDATED} <= {some.before}"
+            where = f"{any_of(column, chosen)} AND {_UPDATED} <= {some.before}"
             out[name] = Unneeded(some.ref, where, sum(some.rows[one] for one in chosen))
     return out
 

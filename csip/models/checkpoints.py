@@ -25,6 +25,7 @@ from torch import nn
 from csip import ranks
 from csip.config import ClipConfig, ModelConfig, PrototypeChoice, digest, from_plain, to_plain
 from csip.errors import CheckpointError
+from csip.files import digest_file
 from csip.joints import LAYOUTS
 from csip.lineage import source_digest
 from csip.models.image_encoder import ImageEncoder, load_image_weights
@@ -243,7 +244,7 @@ def checkpoint_ref(path: Path) -> CheckpointRef:
     if not path.is_file():
         raise CheckpointError(f"Checkpoint {path}: found no such file. Name a .safetensors file that `csip` wrote.")
     read_header(path)
-    return CheckpointRef(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    return CheckpointRef(str(path), digest_file(path))
 
 
 def read_header(path: Path) -> CheckpointHeader[ModelSpec] | CheckpointHeader[SkeletonSpec]:

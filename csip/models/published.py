@@ -12,12 +12,12 @@ Shapes: D token width, C shared width, N visual tokens a frame, P pixels a patch
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import pickle
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor
 from csip import tables
 from csip.config import ClipConfig, ModelConfig, PrototypeChoice, digest, to_plain
 from csip.errors import CheckpointError
+from csip.files import digest_file
 from csip.lineage import git_commit, source_digest
 from csip.models import published_names as theirs
 from csip.models.checkpoints import CheckpointHeader, ModelSpec, build, save_checkpoint
@@ -165,22 +166,33 @@ def _is_under(name: str, prefixes: tuple[str, ...]) -> bool:
 
 
 def _sha256_of(path: Path) -> str:
-    """SHA-256 of the file, in pieces: it may be larger than what one wants to hold twice."""
+    """SHA-256 of the file, or what is wrong with it."""
     if not path.is_file():
         raise CheckpointError(
             f"Checkpoint {path}: found no such file. Name a .pth or .pt file of the published implementation."
         )
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_file(path)
     except OSError as error:
         raise CheckpointError(f"Checkpoint {path}: cannot be read ({error}). Mend the permissions.") from error
+
+
+@contextlib.contextmanager
+def _plain_tensors_only() -> Iterator[None]:
+    """Forget for a while what else torch may build from a file: ultralytics adds its layers, for the whole process."""
+    added = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        yield
+    finally:
+        torch.serialization.add_safe_globals(added)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Read tensors by name, without running what a pickle may hold."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with _plain_tensors_only():
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (
         *(OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError),
         pickle.UnpicklingError,

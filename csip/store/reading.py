@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from csip.errors import StoreError
 from csip.store.versions import View, open_version, why
@@ -76,6 +77,16 @@ def stream(
     with _reading(ref):
         for batch in view.dataset.to_batches(columns=view.stored(columns), filter=where, batch_size=batch_rows):
             yield view.show(batch, columns)
+
+
+def stream_tracklets(ref: TableRef, tracklets: Iterable[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read `tracklet_id` and some columns of the rows of these tracklets, as `stream` does.
+
+    However many they are, and however many rows the table has beside theirs: a condition would list them all.
+    """
+    wanted = pa.array(sorted(tracklets), pa.string())
+    for batch in stream(ref, ["tracklet_id", *columns]):
+        yield batch.filter(pc.is_in(batch.column(0), value_set=wanted))
 
 
 class Rows:

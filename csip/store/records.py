@@ -48,9 +48,14 @@ class RunRecord:
 
 def record_run(store: str, run: RunRecord) -> TableRef:
     """Append a finished stage to the store's memory."""
-    row = {name: getattr(run, name) for name in TABLES["runs"].names}
-    row |= {name: json.dumps(row[name], sort_keys=True) for name in _JSON_COLUMNS}
-    return upsert(store, "runs", from_rows("runs", [row]))
+    return record_runs(store, [run])
+
+
+def record_runs(store: str, runs: Sequence[RunRecord]) -> TableRef:
+    """Write runs in one commit; those that are known by their run_id are written anew."""
+    rows = [{name: getattr(run, name) for name in TABLES["runs"].names} for run in runs]
+    rows = [row | {name: json.dumps(row[name], sort_keys=True) for name in _JSON_COLUMNS} for row in rows]
+    return upsert(store, "runs", from_rows("runs", rows))
 
 
 def find_runs(store: str, where: str) -> list[RunRecord]:

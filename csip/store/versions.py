@@ -50,6 +50,11 @@ def quote(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+def any_of(column: str, values: Iterable[str]) -> str:
+    """Write the condition that a column holds one of these strings; at least one."""
+    return f"{column} IN ({', '.join(map(quote, sorted(values)))})"
+
+
 def why(error: Exception) -> str:
     """Give Lance's reason without the lines of its own source, and without whom a server took us for."""
     text = re.sub(r",? /\S+\.rs:\d+:\d+", "", str(error).replace("LanceError(IO): ", ""))

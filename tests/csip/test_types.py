@@ -32,6 +32,7 @@ TRACKLET = {
     "boxes": np.zeros((T, 4), np.float32),
     "score": np.zeros(T, np.float32),
     "keypoints": np.zeros((T, J, 3), np.float32),
+    "interpolated": np.zeros(T, np.bool_),
 }
 CLIPS = {
     "crops": torch.zeros(B, T, 3, 8, 6),
@@ -62,6 +63,7 @@ PART = TrackletPart("t", 0, 3, 7, 1)
         (Tracklet, TRACKLET, "boxes", np.zeros((3, 4)), r"Tracklet\.boxes: got shape \(3, 4\), expected \(4, 4\)"),
         (Tracklet, TRACKLET, "score", np.zeros(5), r"Tracklet\.score: got shape \(5,\)"),
         (Tracklet, TRACKLET, "keypoints", np.zeros((5, J, 3)), r"Tracklet\.keypoints: .*expected \(4, \*, 3\)"),
+        (Tracklet, TRACKLET, "interpolated", np.zeros(5, np.bool_), r"Tracklet\.interpolated: got shape \(5,\)"),
         (ClipBatch, CLIPS, "crops", torch.zeros(B, T, 8, 6, 3), r"ClipBatch\.crops: got shape .*\(2, 4, 3, \*, \*\)"),
         (ClipBatch, CLIPS, "crops", torch.zeros(B, T, 3), r"ClipBatch\.crops: got shape \(2, 4, 3\)"),
         (ClipBatch, CLIPS, "crops", torch.zeros(B, 5, 3, 8, 6), r"ClipBatch\.crops: got shape \(2, 5, 3, 8, 6\)"),

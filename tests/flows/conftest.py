@@ -28,6 +28,7 @@ FIRST, TICKS = 500, 1024
 
 EXTRACT = (
     "detect.image_size=640",
+    "track.interpolate_seconds=0",  # as in the demo's recipe
     "split.min_part_frames=4",
     "split.gap_seconds=0.2",
     "runtime.pose_engine=pytorch",

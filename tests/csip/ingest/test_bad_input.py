@@ -412,14 +412,14 @@ def test_an_archive_is_refused_in_plain_words(built, tmp_path, name):
 def test_a_file_that_grows_while_it_is_read_is_not_taken_for_whole(folder, tmp_path, monkeypatch):
     script = tmp_path / "child.py"
     script.write_text(
-        "from csip.ingest import decoder_child, video\n"
-        "scan = video.scan_video\n"
+        "from csip.ingest import decoder_child, scan\n"
+        "scan_file = scan.LastScan()\n"
         "def growing(path, alive):\n"
-        "    found = scan(path, alive)\n"
+        "    found = scan_file(path, alive)\n"
         "    with path.open('ab') as file:\n"
         "        file.write(b'more')\n"
         "    return found\n"
-        "video.scan_video = growing\n"
+        "decoder_child.LastScan = lambda: growing\n"
         "decoder_child.main()\n"
     )
     monkeypatch.setattr(decoder_module, "CHILD", (str(script),))

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import csip
 from csip.errors import VideoError
 from csip.ingest import video
+from csip.ingest.scan import LastScan
 from csip.ingest.video import probe, read_frames
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
@@ -372,3 +374,19 @@ def test_pyav_keeps_its_own_codecs_beside_decord(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert path.stat().st_size
+
+
+def test_a_file_that_does_not_change_is_scanned_once(tmp_path):
+    path = tmp_path / "street.mp4"
+    path.write_bytes(SHIPPED.read_bytes())
+    scan_file = LastScan()
+    first = scan_file(path)
+    assert scan_file(path) is first
+    assert scan_file(SHIPPED) is not first
+    again = scan_file(path)
+    assert again is not first
+    os.utime(path, ns=(0, 0))
+    assert scan_file(path) is not again
+    path.write_bytes(b"")
+    with pytest.raises(VideoError, match="the file is empty"):
+        scan_file(path)
