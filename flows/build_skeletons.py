@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.evaluation.publish import publish
 from csip.ingest.benchmarks.importing import import_benchmark, is_benchmark
+from csip.ingest.container import spell
 from csip.ingest.extract import extract_videos
 from csip.ingest.retrack import list_snapshot, with_detections_of
 from csip.ingest.sources import list_videos
-from csip.types import Snapshot
+from csip.types import Snapshot, SourceVideo
 from flows.stage import stage
+
+
+def name_batch(parameters: Mapping[str, Any]) -> str:
+    """Name a run of `extract_videos` by the first of its videos and the number of the others."""
+    videos: tuple[SourceVideo, ...] = parameters["videos"]
+    others = f" and {len(videos) - 1} more" if len(videos) > 1 else ""
+    return f"extract_videos: {spell(Path(Path(videos[0].path).name))}{others}"
+
 
 list_videos_task = stage(list_videos, process=False, cached=False)
 list_snapshot_task = stage(list_snapshot, process=False, cached=False)
-extract_videos_task = stage(extract_videos, process=True, cached=False)
+extract_videos_task = stage(extract_videos, process=True, cached=False, named=name_batch)
 import_benchmark_task = stage(import_benchmark, process=True, cached=False)
 publish_task = stage(publish, process=False, cached=False)
 

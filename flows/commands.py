@@ -19,26 +19,24 @@ from csip import tables
 from csip.config import DataConfig, Experiment, to_plain
 from csip.data.clips import choose_splits, read_groups
 from csip.errors import CsipError
-from csip.evaluation.average import STD, summarise
+from csip.evaluation.average import summarise
 from csip.evaluation.exchange import export_matrix, score_matrix
 from csip.evaluation.matrix import read_matrix, write_matrix
-from csip.evaluation.protocol import label
 from csip.ingest.mot import write_mot
-from csip.lineage import History, flatten
+from csip.lineage import History
 from csip.models.checkpoints import checkpoint_ref
 from csip.models.published import import_checkpoint
 from csip.protocols import is_skeleton_only
-from csip.tables import RunRecord, quote
-from csip.types import ResultsRef, Snapshot
+from csip.tables import quote
+from csip.types import Snapshot
 from flows import terminal
 from flows.ablate_csip import ROWS, Ablated, ablate_csip
 from flows.build_skeletons import build_skeletons
 from flows.child import raised_by
 from flows.evaluate_csip import evaluate_csip
 from flows.recipes import RECIPES, SKELETONS_ALONE
-from flows.train_csip import Trained, TrainedAll, train_csip
-
-_TRAININGS = ("pretrain_visual", "stage1", "stage2", "train_skeletons")
+from flows.results import losses, result_values, tell_means, tell_results, tell_stage, tell_stages
+from flows.train_csip import TrainedAll, train_csip
 
 
 class ServerError(CsipError):
@@ -146,8 +144,8 @@ def evaluate(checkpoint: Path, snapshot: str, experiment: Experiment, store: str
         results = evaluate_csip(ref, snapshot, store, e.data, e.embed, e.evaluate, e.skeleton, e.runtime)
     told = {
         "store": store,
-        "evaluated": [_tell_results(one, store) for one in results],
-        **_tell_stages(results, History(store), begun),
+        "evaluated": [tell_results(one, store) for one in results],
+        **tell_stages(results, History(store), begun),
     }
     if as_json:
         terminal.show_json(told)
@@ -174,13 +172,13 @@ def ablate(
         "store": store,
         "seeds": [one.seed for one in done],
         "rows": {row: ROWS[row].text for row in rows},
-        "scores": summarise([_result_values(one.scores) for one in done]),
+        "scores": summarise([result_values(one.scores) for one in done]),
         "retrieval": summarise(
             [
                 {"before stage 1": before, "after stage 1": after}
                 for one in done
-                for before in _result_values(one.before).values()
-                for after in _result_values(one.retrieval).values()
+                for before in result_values(one.before).values()
+                for after in result_values(one.retrieval).values()
             ]
         ),
         "runs": {str(one.seed): {"scores": one.scores.run_id, "retrieval": one.retrieval.run_id} for one in done},
@@ -190,14 +188,6 @@ def ablate(
         terminal.show_json(told)
     else:
         terminal.OUT.print(terminal.ablation(told))
-
-
-def _result_values(results: ResultsRef) -> dict[str, dict[str, float]]:
-    """Read an evaluation: encoder -> name of a figure -> figure."""
-    values: dict[str, dict[str, float]] = {}
-    for row in tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist():
-        values.setdefault(row["encoder"], {})[row["name"]] = row["value"]
-    return values
 
 
 def score(path: Path, protocol: str, experiment: Experiment, *, as_json: bool) -> None:
@@ -257,7 +247,7 @@ def _build(
         "tables": dict(snapshot.tables),
         "counts": tables.snapshot_row(store, snapshot.name)["counts"],
         "listed": listed,
-        "stages": [_stage(run) for run in done],
+        "stages": [tell_stage(run) for run in done],
     }
 
 
@@ -269,13 +259,17 @@ def _train(snapshot: str, experiment: Experiment, store: str, *, quiet: bool) ->
         done: TrainedAll = train_csip(snapshot, store, experiment)
     history = History(store)
     trainings = [
-        _tell_results(one.results, store)
-        | {"checkpoint": to_plain(one.checkpoint), "report": to_plain(one.report), "losses": _losses(history, one)}
+        tell_results(one.results, store)
+        | {
+            "checkpoint": to_plain(one.checkpoint),
+            "report": to_plain(one.report),
+            "losses": losses(history, one.results),
+        }
         for one in done.trained
     ]
     refs = [one.results for one in done.trained] + ([done.mean] if done.mean else [])
-    mean = _tell_means(done.mean) if done.mean else []
-    return {"store": store, "trained": trainings, "mean": mean, **_tell_stages(refs, history, begun)}
+    mean = tell_means(done.mean) if done.mean else []
+    return {"store": store, "trained": trainings, "mean": mean, **tell_stages(refs, history, begun)}
 
 
 def _require_kind(experiment: Experiment, snapshot: Snapshot) -> None:
@@ -292,62 +286,6 @@ def _require_kind(experiment: Experiment, snapshot: Snapshot) -> None:
             f"Recipe {experiment.name}: trains on {other}, but snapshot {snapshot.name} holds {found}. Name one of the "
             f"recipes for those: {', '.join(fitting)}."
         )
-
-
-def _tell_results(results: ResultsRef, store: str) -> dict[str, Any]:
-    rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
-    described = {row["encoder"]: row["described"] for row in rows}
-    return {
-        "run_id": results.run_id,
-        "store": store,
-        "protocol": rows[0]["protocol"],
-        "split": rows[0]["split"],
-        "described": described,
-        "label": label(rows[0]["protocol"], rows[0]["split"]),
-        "scores": _result_values(results),
-    }
-
-
-def _tell_means(results: ResultsRef) -> list[dict[str, Any]]:
-    """Tell what `average` wrote: for each protocol, encoder -> figure -> mean, std and n."""
-    rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
-    told = []
-    for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        own = {(row["encoder"], row["name"]): row for row in rows if row["protocol"] == protocol}
-        scores: dict[str, dict[str, dict[str, float]]] = {}
-        for (encoder, name), row in own.items():
-            if (encoder, f"{STD}/{name}") in own:
-                spread = {"mean": row["value"], "std": own[encoder, f"{STD}/{name}"]["value"]}
-                scores.setdefault(encoder, {})[name] = spread | {"n": own[encoder, "num_trainings"]["value"]}
-        described = {encoder: row["described"] for (encoder, _), row in own.items()}
-        told.append({"run_id": results.run_id, "protocol": protocol, "described": described, "scores": scores})
-    return told
-
-
-def _tell_stages(refs: Sequence[ResultsRef], history: History, begun: str) -> dict[str, Any]:
-    """Tell what ran since `begun`, and what of an earlier time the results stand on."""
-    nodes = [node for ref in refs for node in flatten(history.find(ref.run_id))]
-    behind = {n.made_by.run_id: n.made_by for n in nodes if n.made_by}
-    done = [run for run in history.runs if run.started >= begun]
-    now = {run.run_id for run in done}
-    reused = sorted((run for run in behind.values() if run.run_id not in now), key=lambda run: run.started)
-    return {"stages": [_stage(run) for run in done], "reused": [_stage(run) for run in reused]}
-
-
-def _losses(history: History, trained: Trained) -> dict[str, list[float]]:
-    """Read the loss of every epoch of the trainings behind a result, by stage."""
-    nodes = flatten(history.find(trained.results.run_id))
-    runs = {node.made_by.run_id: node.made_by for node in nodes if node.made_by and node.made_by.stage in _TRAININGS}
-    out = {}
-    for run in sorted(runs.values(), key=lambda run: run.started):
-        where = f"run_id = {quote(run.run_id)} AND name = 'loss'"
-        table = tables.read(tables.current(history.store, "metrics"), where=where).sort_by("step")
-        out[run.stage] = table["value"].to_pylist()
-    return out
-
-
-def _stage(run: RunRecord) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in ("run_id", "stage", "seconds", "device", "started", "counts")}
 
 
 def _show_build(built: Mapping[str, Any]) -> None:

@@ -23,6 +23,11 @@ _SECONDS_BETWEEN_UPDATES = 2.0
 _NO_KEY = re.compile("[^a-z0-9]+")
 
 
+def artifact_key(text: str) -> str:
+    """Spell a name as a key of artifacts: lower-case letters, digits and dashes."""
+    return _NO_KEY.sub("-", text.lower()).strip("-")
+
+
 class Reporter:
     """Passes a task's progress on: to the listener at once, to a Prefect progress artifact every two seconds."""
 
@@ -67,8 +72,7 @@ class Reporter:
 
     def _send(self, percent: float, text: str) -> None:
         if self._artifact is None:
-            # An artifact's key has lower-case letters, digits and dashes only.
-            made = create_progress_artifact(percent, key=_NO_KEY.sub("-", self._task.lower()), description=text)
+            made = create_progress_artifact(percent, key=artifact_key(self._task), description=text)
             self._artifact = made if isinstance(made, UUID) else None
         else:
             update_progress_artifact(self._artifact, percent, description=text)

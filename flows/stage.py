@@ -38,6 +38,7 @@ from csip.files import digest_file
 from csip.lineage import FILE, TABLE, git_commit, source_digest
 from csip.tables import RunRecord
 from csip.types import Output, Progress, Stage, TableRef
+from flows.artifacts import show_outcome
 from flows.child import REQUEST, call, run_stage
 from flows.progress import Reporter
 
@@ -60,7 +61,12 @@ T = TypeVar("T")
 
 
 def stage(
-    function: Callable[Concatenate[Output, P], Stage[T]], *, process: bool, cached: bool, shared: bool = False
+    function: Callable[Concatenate[Output, P], Stage[T]],
+    *,
+    process: bool,
+    cached: bool,
+    shared: bool = False,
+    named: Callable[..., str] | str = "",
 ) -> Task[Concatenate[str, P], T]:
     """Make a Prefect task of a stage function; the task takes the store's folder in place of the function's `out`.
 
@@ -69,6 +75,8 @@ def stage(
         process: run it in a child process with a deadline; else in the flow's own.
         cached: give back a finished run with the same key instead of running it again.
         shared: `runtime.processes` of them work on it together.
+        named: what a run of it is called, where the stage's name does not tell runs apart: a function of `parameters`,
+            the arguments by name, or a text with them in braces.
     """
     name = function.__name__
     signature = inspect.signature(function)
@@ -86,7 +94,7 @@ def stage(
     run.__name__ = name
     run.__doc__ = function.__doc__
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    made = _StageTask(run, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    made = _StageTask(run, name=name, task_run_name=named or name, cache_policy=NO_CACHE, persist_result=False)
     return cast("Task[Concatenate[str, P], T]", made)
 
 
@@ -112,6 +120,7 @@ def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cac
     if known is not None and _still_there(known.outputs):
         logger.info("%s: nothing to do, run %s has done it.", name, known.run_id)
         value = from_plain(kind, {"value": known.outputs}).value
+        show_outcome(task_run.name or name, store, value, known.counts)
         return Completed(name="Cached", message=f"Done by run {known.run_id}.", data=value)
     out = Output(store, uuid.uuid4().hex[:12])
     reporter = Reporter(task_run.name or name)
@@ -142,6 +151,7 @@ def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cac
     )
     for path in outcome.leftovers:
         Path(path).unlink(missing_ok=True)
+    show_outcome(task_run.name or name, store, outcome.value, outcome.counts)
     return outcome.value
 
 

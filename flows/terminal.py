@@ -92,13 +92,18 @@ def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableT
         values: encoder -> name of a figure -> figure.
         label: what kind of scores these are.
     """
+    return Group(Text(f"Scores ({label})", style="bold"), *_columns(score_rows(values), left=1), Text(""))
+
+
+def score_rows(values: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Give a head, and a row of figures for each encoder, the best first; `values` as for `scores`."""
     shown = _figures(values)
     confidence = next((row["confidence"] for row in values.values() if "confidence" in row), 0.0)
     rows = [["encoder", *(_heading(name, confidence) for name in shown), "valid queries"]]
     for encoder, row in sorted(values.items(), key=lambda item: -item[1]["mean_ap"]):
         figures = [_percent(row, name) for name in shown]
         rows.append([encoder, *figures, f"{row['num_valid_queries']:.0f} of {row['num_queries']:.0f}"])
-    return Group(Text(f"Scores ({label})", style="bold"), *_columns(rows, left=1), Text(""))
+    return rows
 
 
 def means(values: Mapping[str, Mapping[str, Mapping[str, float]]], label: str) -> RenderableType:
@@ -108,11 +113,17 @@ def means(values: Mapping[str, Mapping[str, Mapping[str, float]]], label: str) -
         values: encoder -> name of a figure -> its mean, std and n.
         label: what kind of scores these are.
     """
+    title = Text(f"Mean of several trainings ({label})", style="bold")
+    return Group(title, *_columns(mean_rows(values), left=1), Text(""))
+
+
+def mean_rows(values: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Give a head, and a row of figures for each encoder, the best first; `values` as for `means`."""
     shown = [name for name in _figures(values) if name != _INTERVAL]
     rows = [["encoder", *map(_heading, shown), "trainings"]]
     for encoder, row in sorted(values.items(), key=lambda item: -item[1]["mean_ap"]["mean"]):
         rows.append([encoder, *(_spread(row.get(name)) for name in shown), f"{row['mean_ap']['n']:.0f}"])
-    return Group(Text(f"Mean of several trainings ({label})", style="bold"), *_columns(rows, left=1), Text(""))
+    return rows
 
 
 _INTERVAL = "low/mean_ap"
@@ -198,10 +209,23 @@ def losses(curves: Mapping[str, Sequence[float]]) -> RenderableType:
 
 def show_lineage(node: Node) -> None:
     """Draw a thing and all it was made from; a terminal folds long lines into the tree, a pipe gets them whole."""
+    console = OUT if OUT.is_terminal else Console(highlight=False, width=_UNFOLDED)
+    console.print(_tree(node), soft_wrap=False)
+
+
+def lineage_text(node: Node) -> str:
+    """Draw a thing and all it was made from as plain text."""
+    console = Console(highlight=False, width=_UNFOLDED, color_system=None)
+    with console.capture() as captured:
+        console.print(_tree(node), soft_wrap=False)
+    # The console fills lines up to its width.
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _tree(node: Node) -> Tree:
     tree = Tree(_label(node))
     _grow(tree, node, set())
-    console = OUT if OUT.is_terminal else Console(highlight=False, width=_UNFOLDED)
-    console.print(tree, soft_wrap=False)
+    return tree
 
 
 def _grow(tree: Tree, node: Node, seen: set[tuple[str, str]]) -> None:

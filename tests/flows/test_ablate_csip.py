@@ -8,7 +8,7 @@ from csip import tables
 from csip.config import from_plain
 from csip.types import ResultsRef
 from flows.ablate_csip import ROWS
-from flows.commands import _result_values
+from flows.results import result_values
 
 SMALL = ("walkers.people=8", "walkers.cameras=2", "walkers.frames=8", "walkers.seed=3")
 
@@ -69,7 +69,7 @@ def test_six_rows_from_two_seeds_share_what_they_can_and_run_once(ablate):
     assert ran.count("retrieve") == 4
     # The mean is that of the seeds' own results.
     evaluations = sorted(tables.find_runs(str(store), "stage = 'evaluate'"), key=lambda run: run.started)
-    results = [_result_values(from_plain(ResultsRef, run.outputs)) for run in evaluations]
+    results = [result_values(from_plain(ResultsRef, run.outputs)) for run in evaluations]
     for row in "ae":
         own = [one[row]["mean_ap"] for one in results]
         assert told["scores"][row]["mean_ap"]["mean"] == pytest.approx(sum(own) / 2)

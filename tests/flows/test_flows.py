@@ -23,7 +23,7 @@ from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapsh
 
 ROOT = Path(flows.__file__).resolve().parent.parent
 TRAINING = ["pretrain_visual", "cache_features", "stage1", "stage2"]
-AFTER = ["embed", "embed", "embed_histogram", "evaluate", "write_report"]
+AFTER = ["embed: trained", "embed: untrained", "embed_histogram", "evaluate", "write_report"]
 RETURNS = {
     "initialise": CheckpointRef,
     "pretrain_visual": CheckpointRef,
@@ -92,10 +92,37 @@ def test_each_step_of_a_training_leaves_a_reference_that_opens(demo):
 
 def test_a_training_shows_its_progress_in_the_ui(server, demo):
     trained = flow_runs(server, demo.store)[1]
-    found = {artifact["key"]: artifact for artifact in artifacts(server, trained)}
-    assert {"pretrain-visual", "stage1", "stage2", "embed", "evaluate"} <= set(found)
-    for artifact in found.values():
-        assert (artifact["type"], artifact["data"]) == ("progress", 100.0)
+    found = {one["key"]: one["data"] for one in artifacts(server, trained) if one["type"] == "progress"}
+    assert {"pretrain-visual", "stage1", "stage2", "embed-trained", "embed-untrained", "evaluate"} <= set(found)
+    assert set(found.values()) == {100.0}
+
+
+def test_a_build_shows_its_counts_and_where_its_snapshot_comes_from_in_the_ui(server, demo):
+    built = flow_runs(server, demo.store)[0]
+    found = {one["key"]: one for one in artifacts(server, built)}
+    counts = {row["counted"]: row["value"] for row in json.loads(found["publish-counts"]["data"])}
+    told = demo.build["counts"]
+    assert (counts["crops"], counts["tracklets"]) == (told["crops"], told["tracklets"])
+    assert {counts[f"dropped: {reason.replace('_', ' ')}"] for reason in told["dropped"]} == set(
+        told["dropped"].values()
+    )
+    text = found["publish-lineage"]["data"]
+    assert f"Snapshot **{demo.snapshot}**" in text
+    (video,) = {row["video_sha"] for row in tables.read(tables.current(str(demo.store), "videos")).to_pylist()}
+    assert f"video {video[:12]}" in text
+
+
+def test_a_training_shows_its_scores_and_where_the_report_lies_in_the_ui(server, demo):
+    trained = flow_runs(server, demo.store)[1]
+    found = {one["key"]: one for one in artifacts(server, trained)}
+    (key,) = (key for key in found if key.startswith("evaluate-scores-"))
+    rows = {row["encoder"]: row for row in json.loads(found[key]["data"])}
+    assert set(rows) == set(demo.train["scores"])
+    for encoder, figures in demo.train["scores"].items():
+        assert rows[encoder]["mAP"] == f"{100 * figures['mean_ap']:.1f} %"
+        assert rows[encoder]["rank-1"] == f"{100 * figures['rank-1']:.1f} %"
+    assert demo.train["report"]["path"] in found["write-report-page"]["data"]
+    assert f"csip lineage {demo.train['run_id']}" in found["evaluate-lineage"]["data"]
 
 
 def test_a_flow_called_again_gives_the_same_references_from_cached_states(server, demo, settings):
