@@ -1,13 +1,7 @@
-"""Where a result came from: the source that made it, and the chain of runs back to the videos."""
+"""Where a result came from: the chain of runs back to the videos."""
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
-import importlib.util
-import json
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,93 +12,13 @@ from csip.errors import StoreError
 from csip.files import digest_file
 from csip.tables import RunRecord
 
-_OURS = ("csip", "storage_schemas")
 TABLE = frozenset({"uri", "version"})
 """The keys of a reference to a table, in a run's inputs and outputs."""
 FILE = frozenset({"path", "sha256"})
 """The keys of a reference to a file."""
-_NOT_SOURCE = ("csip.config",)  # its values arrive as inputs
-
-
-def source_digest(module: str) -> str:
-    """Digest the source that a module reaches by import inside this repository.
-
-    Comments, docstrings and layout do not count; `csip.config` does not either, since its values are inputs of every
-    stage. A change anywhere else that the module can reach gives another digest.
-    """
-    seen: dict[str, str] = {}
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        if name not in seen and name not in _NOT_SOURCE:
-            code, imports = _parse_module(name)
-            seen[name] = code
-            todo.extend(imports)
-    return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()
-
-
-@functools.cache
-def _parse_module(name: str) -> tuple[str, tuple[str, ...]]:
-    """Give the digest of a module's code, and the modules of ours that it imports."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"source_digest: found no source of module {name!r}.")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    imports = tuple(sorted(set(_imports(tree))))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [n for n in node.body if not _is_text(n)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _imports(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            if name.partition(".")[0] in _OURS and _is_module(name):
-                yield name
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-@functools.cache
-def git_commit() -> str:
-    """Name the commit of the checkout this code runs from, '+' behind it when files were changed; else empty."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=20, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if not git("ls-files", "--error-unmatch", __file__):
-        return ""  # installed somewhere that happens to lie inside another project's checkout, or nowhere near one
-    commit = git("rev-parse", "HEAD")
-    return (
-        f"{commit}+"
-        if commit
-        and git(
-            "status", "--porcelain", "--", *(str(here.parent / name) for name in ("csip", "flows", "storage_schemas"))
-        )
-        else (commit or "")
-    )
+_FIGURES = {"mAP": "mean_ap", "mINP": "mean_inp"}
+_ENOUGH = 6
+"""Letters of a digest that may stand for all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +26,8 @@ class Node:
     """A thing and what it was made from.
 
     Attributes:
-        kind: "results", "embeddings", "checkpoint", "table", "snapshot", "video" or "file".
+        kind: "results", "embeddings", "checkpoint", "table", "snapshot", "video" or "file"; of rows "figure",
+            "tracklet" or "crop".
         name: how `csip lineage` and people call it.
         facts: digests, settings, counts.
         made_by: the run that made it; None for what came from outside.
@@ -183,36 +98,99 @@ class History:
                 self._makers.setdefault((thing.kind, thing.name), []).append(run)
 
     def find(self, ref: str) -> Node:
-        """Resolve what a user typed: a run id, snapshot, tracklet, or (the start of) a checkpoint's or video's SHA-256.
+        """Resolve what a user typed.
 
-        A path names the file with that content; "mAP" style names are found through their run id.
+        A run id, a snapshot, table@version, or (the start of) the SHA-256 of a checkpoint, video or embeddings'
+        encoder; the path of a file with that content, or where a video lay when it was read; RUN:FIGURE, as in
+        3f2a56b7c8d9:mAP; a tracklet; TRACKLET@FRAME, one of its crops.
 
         Raises:
             StoreError: nothing, or more than one thing, goes by that name.
         """
-        return self._walk(self._resolve(ref), None, frozenset())
-
-    def _resolve(self, ref: str) -> _Thing:
-        if Path(ref).is_file():
-            ref = digest_file(Path(ref))
-        known = {(t.kind, t.name): t for run in self.runs for t in (*_things(run.outputs), *_things(run.inputs))}
-        by_run = [t for run in self.runs if run.run_id == ref for t in _things(run.outputs)]
-        exact = [t for t in known.values() if t.name == ref] or by_run[:1]
-        found = exact or [t for t in known.values() if len(ref) >= 6 and t.name.startswith(ref)]
+        found = self._resolve(ref)
         if not found:
-            owner = tables.read(
-                tables.current(self.store, "tracklets"), ["video_sha"], f"tracklet_id = {tables.quote(ref)}"
-            )
-            found = [known[("video", sha)] for sha in owner["video_sha"].to_pylist() if ("video", sha) in known]
-            if not found and len(owner):
-                found = self._snapshots_with(ref, known.values())
+            rows = self._figure(ref) or self._crop(ref) or self._tracklet(ref)
+            if rows is not None:
+                return rows
         if len(found) != 1:
             names = ", ".join(sorted(f"{t.kind} {t.name[:16]}" for t in found)) or "nothing"
             raise StoreError(
-                f"Store {self.store}: {ref!r} names {names}; expected one snapshot, run, tracklet, checkpoint "
-                "(path or SHA-256), embeddings digest or table@version. `csip train-csip` prints them at its end."
+                f"Store {self.store}: {ref!r} names {names}; expected one snapshot, run, RUN:FIGURE, tracklet, "
+                "TRACKLET@FRAME, video or checkpoint (path or SHA-256), embeddings digest or table@version. "
+                "`csip train-csip` prints them at its end."
             )
-        return found[0]
+        return self._walk(found[0], None, frozenset())
+
+    def _resolve(self, ref: str) -> list[_Thing]:
+        """List what runs have made or read that goes by this name."""
+        if Path(ref).is_file():
+            ref = digest_file(Path(ref))
+        known = self._known()
+        exact = [t for t in known.values() if t.name == ref] or self._made_by(ref)
+        found = exact or [t for t in known.values() if len(ref) >= _ENOUGH and t.name.startswith(ref)]
+        return found or [known["video", sha] for sha in self._lay_at(ref) if ("video", sha) in known]
+
+    def _lay_at(self, path: str) -> list[str]:
+        """List the videos that lay there when they were last read."""
+        where = f"path = {tables.quote(str(Path(path).absolute()))}"
+        rows = tables.read(tables.current(self.store, "videos"), ["video_sha"], where).to_pylist()
+        return [row["video_sha"] for row in rows]
+
+    def _known(self) -> dict[tuple[str, str], _Thing]:
+        return {(t.kind, t.name): t for run in self.runs for t in (*_things(run.outputs), *_things(run.inputs))}
+
+    def _made_by(self, run_id: str) -> list[_Thing]:
+        return [thing for run in self.runs if run.run_id == run_id for thing in _things(run.outputs)][:1]
+
+    def _figure(self, ref: str) -> Node | None:
+        """Find one figure of a run: a score of an evaluation, by encoder, or a training's figure over its epochs."""
+        run_id, _, name = ref.rpartition(":")
+        made = self._made_by(run_id)
+        if not made:
+            return None
+        where = f"run_id = {tables.quote(run_id)}"
+        scores = tables.read(tables.current(self.store, "results"), ["encoder", "name", "value"], where).to_pylist()
+        epochs = tables.read(tables.current(self.store, "metrics"), ["step", "name", "value"], where).to_pylist()
+        facts = {row["encoder"]: row["value"] for row in scores if row["name"] == _FIGURES.get(name, name)}
+        steps = sorted((row["step"], row["value"]) for row in epochs if row["name"] == name)
+        if steps:
+            facts |= {"epochs": len(steps), "first": steps[0][1], "last": steps[-1][1]}
+        if not facts:
+            known = ", ".join(sorted({row["name"] for row in (*scores, *epochs)})) or "none"
+            raise StoreError(f"Store {self.store}: run {run_id} has no figure {name!r}; it has: {known}.")
+        return Node("figure", ref, facts, None, (self._walk(made[0], None, frozenset()),))
+
+    def _crop(self, ref: str) -> Node | None:
+        """Find one crop of a tracklet."""
+        name, _, frame = ref.rpartition("@")
+        owner = self._tracklet(name) if frame.isdecimal() else None
+        if owner is None:
+            return None
+        where = f"tracklet_id = {tables.quote(name)} AND frame_index = {frame}"
+        columns = ["frame_index", "time", "box", "score"]
+        crops = tables.read(tables.current(self.store, "crops"), columns, where).to_pylist()
+        if not crops:
+            first, last = owner.facts["first_frame"], owner.facts["last_frame"]
+            raise StoreError(
+                f"Store {self.store}: tracklet {name} has no crop of frame {frame}; it was seen from {first} to {last}."
+            )
+        del crops[0]["tracklet_id"]
+        facts = crops[0] | {"box": " ".join(f"{edge:.1f}" for edge in crops[0]["box"])}
+        return Node("crop", ref, facts, None, (owner,))
+
+    def _tracklet(self, ref: str) -> Node | None:
+        """Find a tracklet, and the video it was seen in, or the snapshots that an import made of it."""
+        where = f"tracklet_id = {tables.quote(ref)}"
+        columns = ["video_sha", "track_digest", "first_frame", "last_frame", "first_time", "last_time", "num_frames"]
+        rows = tables.read(tables.current(self.store, "tracklets"), columns, where).to_pylist()
+        if not rows:
+            return None
+        facts = rows[0]
+        del facts["tracklet_id"]
+        known = self._known()
+        video = known.get(("video", facts.pop("video_sha")))
+        behind = [video] if video else self._snapshots_with(ref, known.values())
+        return Node("tracklet", ref, facts, None, tuple(self._walk(one, None, frozenset()) for one in behind))
 
     def _snapshots_with(self, tracklet: str, known: Iterable[_Thing]) -> list[_Thing]:
         """Find what stands behind a tracklet that no video does: the snapshots that an import made of it."""

@@ -130,7 +130,14 @@ def make_parser() -> argparse.ArgumentParser:
     with_set(config)
 
     lineage = command("lineage", _lineage, "Walk from a result back to the videos it came from.")
-    lineage.add_argument("ref", metavar="REF", help="a run, snapshot, tracklet, table@version, checkpoint or SHA-256")
+    lineage.add_argument(
+        "ref",
+        metavar="REF",
+        help=(
+            "a run, RUN:FIGURE (as in 3f2a56b7c8d9:mAP), snapshot, tracklet, TRACKLET@FRAME, table@version, or the "
+            "path or SHA-256 of a video or checkpoint"
+        ),
+    )
     with_store(lineage)
 
     with_store(command("snapshots", _snapshots, "List what a store publishes."))

@@ -35,7 +35,8 @@ from csip import errors, tables
 from csip.config import RuntimeConfig, digest, from_plain, to_plain
 from csip.device import resolve_device
 from csip.files import digest_file
-from csip.lineage import FILE, TABLE, git_commit, source_digest
+from csip.lineage import FILE, TABLE
+from csip.source import git_commit, source_digest
 from csip.tables import RunRecord
 from csip.types import Output, Progress, Stage, TableRef
 from flows.artifacts import show_outcome

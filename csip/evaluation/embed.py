@@ -20,10 +20,10 @@ from csip.data.clips import ClipDataset, ClipRequest, read_cameras, read_parts, 
 from csip.device import resolve_device
 from csip.errors import CheckpointError, TooLittleDataError
 from csip.evaluation.histogram import color_histogram
-from csip.lineage import source_digest
 from csip.models.checkpoints import ModelSpec, load_checkpoint, read_header
 from csip.models.reid import CsipReID
 from csip.protocols import PROTOCOLS, SELF_LABELLED
+from csip.source import source_digest
 from csip.types import (
     CheckpointRef,
     ClipBatch,

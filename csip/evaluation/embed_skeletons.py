@@ -18,10 +18,10 @@ from csip.errors import CheckpointError, TooLittleDataError
 from csip.evaluation.distances import euclidean_distance
 from csip.evaluation.embed import chosen_on_test, fill_embeddings
 from csip.evaluation.metrics import score_ranking
-from csip.lineage import source_digest
 from csip.models.checkpoints import SkeletonSpec
 from csip.models.skeleton_checkpoints import load_skeleton_checkpoint
 from csip.models.skeleton_reid import SkeletonReID
+from csip.source import source_digest
 from csip.types import (
     CheckpointRef,
     EmbeddingsRef,

@@ -12,8 +12,8 @@ from csip import tables
 from csip.config import ExtractConfig, digest, to_plain
 from csip.errors import StoreError, TooLittleDataError
 from csip.evaluation.protocol import self_labelled_split
-from csip.lineage import source_digest
 from csip.protocols import SELF_LABELLED
+from csip.source import source_digest
 from csip.tables import RunRecord, quote
 from csip.types import ExtractedVideo, IntArray, Outcome, Output, Progress, Snapshot, Stage, VideoList
 

@@ -15,7 +15,7 @@ from csip.config import ExtractConfig, digest, to_plain
 from csip.files import digest_file
 from csip.ingest.video import VideoInfo
 from csip.ingest.yolo import resolve_weights
-from csip.lineage import git_commit
+from csip.source import git_commit
 from csip.tables import RunRecord
 from csip.types import ExtractDigests, Output, SourceVideo
 from csip.weights import digest_weights

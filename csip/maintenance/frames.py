@@ -33,6 +33,7 @@ BoolArray = npt.NDArray[np.bool_]
 def check_tracklets(look: Look, ref: TableRef) -> None:
     """Read all tracklets of a pinned version, which number them, and look whether each one's frames add up."""
     columns = ["tracklet_id", "video_sha", "track_digest", "first_frame", "last_frame", "num_frames"]
+    columns.append("interpolated_frames")
     whole = pa.Table.from_batches(tables.stream(ref, columns), _schema("tracklets", columns))
     numbered = look.numbers.of([whole["tracklet_id"].combine_chunks()])
     _, first = np.unique(numbered, return_index=True)
@@ -42,14 +43,21 @@ def check_tracklets(look: Look, ref: TableRef) -> None:
     begin, end, count = (look.column(name) for name in ("first_frame", "last_frame", "num_frames"))
     odd = (begin > end) | (count < 1) | (count > end - begin + 1)
     look.say_some("tracklets", look.names(odd), "rows have frames that do not add up")
+    filled = look.column("interpolated_frames")
+    odd = (filled < 0) | (filled >= np.maximum(count, 1))
+    look.say_some("tracklets", look.names(odd), "rows have more interpolated frames than frames, or less than none")
 
 
 def check_crops(look: Look, ref: TableRef) -> None:
-    """Look whether each tracklet has a crop a frame, each once, all within it; `look.deep`, whether it is a picture."""
-    columns = ["tracklet_id", "frame_index", *(("media_type", "image") if look.deep else ())]
-    parts, broken = [], []
+    """Look whether each tracklet has a crop a frame, each once, all within it; `look.deep`, whether it is a picture.
+
+    Of a video, the crops of interpolated boxes, whose score is zero, are as many as the tracklet says.
+    """
+    columns = ["tracklet_id", "frame_index", "score", *(("media_type", "image") if look.deep else ())]
+    parts, broken, filled = [], [], []
     for batch in tables.stream(ref, columns, batch_rows=_PICTURES if look.deep else _ROWS):
         parts.append(keys.pack(look.numbers, batch, ["tracklet_id"], ["frame_index"]))
+        filled.append(parts[-1][np.asarray(batch.column("score")) == 0])
         if look.deep:
             bad = np.array([not _is_picture(*pair) for pair in _pairs(batch)], np.bool_)
             broken.append(parts[-1][bad])
@@ -60,6 +68,12 @@ def check_crops(look: Look, ref: TableRef) -> None:
     expected = look.column("num_frames")
     wanted = ~_skeleton_only(look) | _per_generation(look, count > 0)
     _say_counts(look, "crops", wanted, count, expected)
+    number, _ = keys.split_frames(keys.join(filled))
+    unseen = np.bincount(number[number < len(wanted)], minlength=len(wanted))
+    wrong = _of_videos(look) & (count == expected) & (unseen != look.column("interpolated_frames"))
+    told = zip(look.names(wrong), unseen[wrong], look.column("interpolated_frames")[wrong], strict=True)
+    names = [f"{name} (found {found}, expected {number})" for name, found, number in told]
+    look.say_some("crops", names, "tracklets have not as many crops of score 0 as interpolated frames")
 
 
 def check_skeletons(look: Look, ref: TableRef) -> None:
@@ -85,10 +99,9 @@ def check_skeletons(look: Look, ref: TableRef) -> None:
 
 def _pair(look: Look, count: IntArray) -> None:
     """Compare skeletons with crops, frame by frame, or with the tracklets where there are no crops."""
-    filled = np.array([bool(sha) for sha in look.texts("video_sha")], np.bool_)
     facts = _extractors(look)
     told = np.array([one in facts for one in look.texts("track_digest")], np.bool_)
-    wanted = filled | told | _per_generation(look, count > 0)
+    wanted = _of_videos(look) | told | _per_generation(look, count > 0)
     number, _ = keys.split_frames(look.crops)
     seen = np.bincount(number[number < len(wanted)], minlength=len(wanted)) > 0
     _say_counts(look, "skeletons", wanted & ~seen, count, look.column("num_frames"))
@@ -115,6 +128,11 @@ def _say_counts(look: Look, table: str, wanted: BoolArray, count: IntArray, expe
     wrong = np.flatnonzero(wanted & (count != expected))
     names = [f"{look.name(int(n))} (found {count[n]}, expected {expected[n]})" for n in wrong]
     look.say_some(table, names, "tracklets have not one row a frame")
+
+
+def _of_videos(look: Look) -> BoolArray:
+    """Tell of each tracklet whether it was tracked in a video, and not imported: (T,)."""
+    return np.array([bool(sha) for sha in look.texts("video_sha")], np.bool_)
 
 
 def _per_generation(look: Look, has: BoolArray) -> BoolArray:

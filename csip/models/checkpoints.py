@@ -27,10 +27,10 @@ from csip.config import ClipConfig, ModelConfig, PrototypeChoice, digest, from_p
 from csip.errors import CheckpointError
 from csip.files import digest_file
 from csip.joints import LAYOUTS
-from csip.lineage import source_digest
 from csip.models.image_encoder import ImageEncoder, load_image_weights
 from csip.models.reid import CsipReID
 from csip.models.skeleton_encoder import SkeletonEncoder
+from csip.source import source_digest
 from csip.types import CheckpointRef
 
 _FORMAT = "csip-1"

@@ -21,8 +21,8 @@ from csip.data.clips import (
 from csip.data.loader import ClipLoader
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
-from csip.lineage import source_digest
 from csip.models.checkpoints import CheckpointHeader, ModelSpec, initial, load_checkpoint, save_checkpoint
+from csip.source import source_digest
 from csip.training import loop, optim
 from csip.training.losses import batch_hard_triplet, cross_entropy
 from csip.training.state import Training, seed_batch

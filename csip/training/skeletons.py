@@ -21,7 +21,6 @@ from csip.data.windows import Windows, balanced_windows, read_windows
 from csip.device import resolve_device
 from csip.errors import CheckpointError, TooLittleDataError
 from csip.evaluation.embed_skeletons import embed_windows, probe_rank1, scored_windows
-from csip.lineage import source_digest
 from csip.models.checkpoints import CheckpointHeader, SkeletonSpec, save_checkpoint
 from csip.models.prototypes import mean_by_label
 from csip.models.skeleton_checkpoints import (
@@ -31,6 +30,7 @@ from csip.models.skeleton_checkpoints import (
     skeleton_spec,
 )
 from csip.models.skeleton_reid import SkeletonReID
+from csip.source import source_digest
 from csip.training import loop, optim
 from csip.training.skeleton_losses import draw_masks, prompted_reconstruction, prototype_contrast
 from csip.training.state import Training, keep_checkpoint, seed_batch

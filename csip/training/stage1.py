@@ -17,8 +17,8 @@ from csip.data import sampling
 from csip.data.clips import ClipDataset
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
-from csip.lineage import source_digest
 from csip.models.checkpoints import encoder_digest, load_checkpoint, save_checkpoint
+from csip.source import source_digest
 from csip.training import loop, optim
 from csip.training.features import read_features
 from csip.training.losses import contrastive_pair

@@ -17,10 +17,10 @@ from csip.data import sampling
 from csip.data.clips import ClipDataset, identity_requests
 from csip.data.loader import ClipLoader
 from csip.device import resolve_device
-from csip.lineage import source_digest
 from csip.models.checkpoints import add_heads, encoder_digest, load_checkpoint, save_checkpoint
 from csip.models.prototypes import mean_by_label
 from csip.models.reid import CsipReID
+from csip.source import source_digest
 from csip.training import loop, optim
 from csip.training.features import read_features
 from csip.training.losses import stage2_loss

@@ -1,118 +1,12 @@
 import hashlib
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from csip import tables
 from csip.errors import StoreError
-from csip.lineage import History, flatten, source_digest
+from csip.lineage import History, flatten
 from csip.tables import RunRecord
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# Modules of our own in a copy of the package: alpha reaches beta, and gamma from inside a function; delta is alone.
-ALPHA = '''"""Alpha."""
-from csip.beta import double
-from csip.config import ClipConfig
-
-def quadruple(x):
-    """Four times."""
-    from csip import gamma
-    return double(double(x)) + gamma.ZERO + ClipConfig().frames
-'''
-BETA = '''"""Beta."""
-
-def double(x):
-    """Twice."""
-    return 2 * x
-'''
-GAMMA = "ZERO = 0\n"
-DELTA = "ONE = 1\n"
-# Each change to the copy, and whether alpha's digest must change with it.
-CHANGES = {
-    "a comment in a reachable module": ("beta.py", BETA.replace("return", "# why\n    return"), False),
-    "a docstring of a reachable function": ("beta.py", BETA.replace("Twice.", "Two times."), False),
-    "a docstring of its own": ("alpha.py", ALPHA.replace("Four times.", "Twice twice."), False),
-    "layout": ("beta.py", BETA.replace("2 * x", "(2   *   x)"), False),
-    "a module that is not reached": ("delta.py", "ONE = 2\n", False),
-    "the config, whose values are inputs": ("config.py", None, False),
-    "a reachable helper": ("beta.py", BETA.replace("2 * x", "x + x"), True),
-    "a number in a module reached inside a function": ("gamma.py", "ZERO = 1\n", True),
-    "its own code": ("alpha.py", ALPHA.replace("double(double(x))", "double(x)"), True),
-    "what it imports": ("alpha.py", ALPHA + "\nfrom csip.delta import ONE\n", True),
-    "a string that is no docstring": ("beta.py", BETA + '\nNAME = "beta"\n', True),
-}
-DIGESTS = """
-import json, sys
-from pathlib import Path
-import csip
-from csip import lineage
-here = Path(csip.__file__).parent
-def digest():
-    lineage._parse_module.cache_clear()
-    return lineage.source_digest("csip.alpha")
-out = {"folder": str(here), "before": digest(), "commit": lineage.git_commit()}
-for what, (file, text, _) in json.load(sys.stdin).items():
-    old = (here / file).read_text()
-    (here / file).write_text(old + "\\nUNUSED = 1\\n" if text is None else text)
-    out[what] = digest()
-    (here / file).write_text(old)
-out["after"] = digest()
-print(json.dumps(out))
-"""
-
-
-@pytest.fixture(scope="module")
-def digests(tmp_path_factory):
-    """Digests of alpha under each change, made in a copy of the package: one process for all of them."""
-    folder = tmp_path_factory.mktemp("copy")
-    for package in ("csip", "storage_schemas"):
-        ignored = shutil.ignore_patterns("__pycache__", "assets")
-        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
-    for name, text in (("alpha", ALPHA), ("beta", BETA), ("gamma", GAMMA), ("delta", DELTA)):
-        (folder / "csip" / f"{name}.py").write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-c", DIGESTS],
-        input=json.dumps(CHANGES),
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    out = json.loads(done.stdout)
-    assert out["folder"] == str(folder / "csip")
-    return out
-
-
-@pytest.mark.parametrize("what", CHANGES)
-def test_a_source_digest_changes_with_the_code_that_is_reached_and_with_nothing_else(digests, what):
-    assert (digests[what] != digests["before"]) == CHANGES[what][2]
-
-
-def test_a_source_digest_comes_back_when_the_code_does(digests):
-    assert digests["after"] == digests["before"]
-
-
-def test_code_outside_a_checkout_has_no_commit(digests):
-    assert digests["commit"] == ""
-
-
-def test_the_schemas_belong_to_the_source_of_what_writes_tables():
-    # `tables` reaches every schema; `errors` reaches nothing.
-    assert source_digest("csip.tables") != source_digest("csip.errors")
-    assert len(source_digest("csip.tables")) == 64
-
-
-def test_a_module_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"found no source of module 'csip\.nothing'"):
-        source_digest("csip.nothing")
-
 
 # A history as `flows` would record it, by hand: two videos, a snapshot of both, and a training on it.
 VIDEOS = ["a" * 64, "b" * 64]
@@ -213,7 +107,24 @@ def store(tmp_path):
         "begins": "",
         "ends": "",
     }
+    row |= {"first_frame": 10, "last_frame": 14, "num_frames": 4}
     tables.upsert(path, "tracklets", tables.from_rows("tracklets", [row]))
+    crop = {"tracklet_id": "t-00001", "frame_index": 12, "time": 1.2, "box": [1.0, 2.0, 31.5, 80.0], "score": 0.75}
+    tables.upsert(path, "crops", tables.from_rows("crops", [crop | {"media_type": "image/jpeg", "image": b""}]))
+    film = {
+        name: "" if pa.types.is_string(tables.TABLES["videos"].field(name).type) else 0
+        for name in tables.TABLES["videos"].names
+    }
+    film |= {"video_sha": VIDEOS[0], "path": "/videos/gone.mp4", "status": "ok"}
+    tables.upsert(path, "videos", tables.from_rows("videos", [film]))
+    for name, value in (("mean_ap", 0.5), ("rank-1", 0.25)):
+        score = {"run_id": "run-evaluate", "protocol": "p", "split": "0", "encoder": "trained", "name": name}
+        score |= {"value": value, "described": "", "encoder_digest": ENCODER, "checkpoint_sha": TRAINED}
+        tables.upsert(path, "results", tables.from_rows("results", [score]))
+    epochs = [
+        {"run_id": "run-stage1", "step": n, "name": "loss", "stage": "stage1", "value": 4.0 / n} for n in (1, 2, 10)
+    ]
+    tables.upsert(path, "metrics", tables.from_rows("metrics", epochs))
     return path
 
 
@@ -278,13 +189,61 @@ def test_the_features_of_a_training_are_its_sources(store):
         (TRAINED[:6], "checkpoint", TRAINED),
         (VIDEOS[0][:12], "video", VIDEOS[0]),
         ("frame_features@2", "table", "frame_features@2"),
-        ("t-00001", "video", VIDEOS[1]),
+        ("t-00001", "tracklet", "t-00001"),
         (ENCODER[:8], "embeddings", ENCODER),
     ],
 )
 def test_a_thing_is_found_by_what_people_call_it(store, ref, kind, name):
     node = History(store).find(ref)
     assert (node.kind, node.name) == (kind, name)
+
+
+@pytest.mark.parametrize(
+    ("ref", "facts", "behind"),
+    [
+        ("run-evaluate:mAP", {"trained": 0.5}, ("results", "run-evaluate")),
+        ("run-evaluate:mean_ap", {"trained": 0.5}, ("results", "run-evaluate")),
+        ("run-evaluate:rank-1", {"trained": 0.25}, ("results", "run-evaluate")),
+        ("run-stage1:loss", {"epochs": 3, "first": 4.0, "last": 0.4}, ("checkpoint", PRETRAINED)),
+    ],
+)
+def test_a_figure_is_read_and_walked_back_from_the_run_that_made_it(store, ref, facts, behind):
+    node = History(store).find(ref)
+    assert (node.kind, node.name, node.facts) == ("figure", ref, facts)
+    assert [(source.kind, source.name) for source in node.sources] == [behind]
+    assert ("video", VIDEOS[1]) in {(n.kind, n.name) for n in flatten(node)}
+
+
+def test_a_crop_is_walked_back_to_its_frame_of_the_video(store):
+    node = History(store).find("t-00001@12")
+    assert (node.kind, node.facts) == (
+        "crop",
+        {"frame_index": 12, "time": 1.2, "box": "1.0 2.0 31.5 80.0", "score": 0.75},
+    )
+    (tracklet,) = node.sources
+    assert (tracklet.kind, tracklet.name, tracklet.facts["num_frames"]) == ("tracklet", "t-00001", 4)
+    assert [(n.kind, n.name, n.made_by.run_id) for n in tracklet.sources] == [("video", VIDEOS[1], "run-track-b")]
+
+
+def test_a_video_is_found_by_where_it_lay(store):
+    node = History(store).find("/videos/gone.mp4")
+    assert (node.kind, node.name) == ("video", VIDEOS[0])
+
+
+@pytest.mark.parametrize(
+    ("ref", "told"),
+    [
+        ("run-evaluate:mAp", r"run run-evaluate has no figure 'mAp'; it has: mean_ap, rank-1\."),
+        ("run-embed:mAP", r"run run-embed has no figure 'mAP'; it has: none\."),
+        ("run-nowhere:mAP", r"'run-nowhere:mAP' names nothing; expected one snapshot, run, RUN:FIGURE"),
+        ("t-00001@13", r"tracklet t-00001 has no crop of frame 13; it was seen from 10 to 14\."),
+        ("t-00002@12", r"'t-00002@12' names nothing; expected one .*TRACKLET@FRAME"),
+        ("frame_features@7", r"'frame_features@7' names nothing"),
+    ],
+)
+def test_rows_that_are_not_there_are_said(store, ref, told):
+    with pytest.raises(StoreError, match=told):
+        History(store).find(ref)
 
 
 def test_a_file_is_found_by_its_content_wherever_it_lies(store, tmp_path):
@@ -297,7 +256,7 @@ def test_a_file_is_found_by_its_content_wherever_it_lies(store, tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_what_was_expected(store):
-    with pytest.raises(StoreError, match=r"'nowhere' names nothing; expected one snapshot, run, tracklet, checkpoint"):
+    with pytest.raises(StoreError, match=r"'nowhere' names nothing; expected one snapshot, run, RUN:FIGURE, tracklet"):
         History(store).find("nowhere")
 
 

@@ -196,6 +196,22 @@ FAULTS = {
         lambda s: change(s, "tracklets", "tracklet_id = 'b'", last_frame=-1),
         ["tracklets: 1 rows have frames that do not add up: b."],
     ),
+    "a tracklet has more interpolated frames than frames": (
+        lambda s: change(s, "tracklets", "tracklet_id = 'b'", interpolated_frames=5),
+        ["tracklets: 1 rows have more interpolated frames than frames, or less than none: b."],
+    ),
+    "a tracklet has less interpolated frames than none": (
+        lambda s: change(s, "tracklets", "tracklet_id = 'b'", interpolated_frames=-1),
+        ["tracklets: 1 rows have more interpolated frames than frames, or less than none: b."],
+    ),
+    "a tracklet has interpolated frames that no crop shows": (
+        lambda s: change(s, "tracklets", "tracklet_id = 'b'", interpolated_frames=2),
+        ["crops: 1 tracklets have not as many crops of score 0 as interpolated frames: b (found 0, expected 2)."],
+    ),
+    "a crop has no score, and its tracklet no interpolated frame": (
+        lambda s: change(s, "crops", "tracklet_id = 'a' AND frame_index = 12", score=0.0),
+        ["crops: 1 tracklets have not as many crops of score 0 as interpolated frames: a (found 1, expected 0)."],
+    ),
     "a part reaches too far": (
         lambda s: change(s, "splits", "first_frame = 3", last_frame=5),
         ["splits: 1 parts lie outside of their tracklet: b frames 3..5 (tiny, split 0)."],
@@ -471,7 +487,7 @@ def busy_store(store):
     """Give a store what years do: generations, leftovers, runs that name versions, a user's tag, many small files."""
     put(store, "splits", [r | {"dataset": "second"} for r in rows_of(store, "splits")])
     for frame in range(4):
-        change(store, "crops", f"tracklet_id = 'b' AND frame_index = {frame}", score=0.1 * frame)
+        change(store, "crops", f"tracklet_id = 'b' AND frame_index = {frame}", score=0.1 * (frame + 1))
     publish(store, "second")
     score = {"protocol": "p", "split": "0", "encoder": "e", "name": "mean_ap", "value": 1.0, "described": ""}
     for i in range(4):

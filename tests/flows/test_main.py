@@ -780,10 +780,15 @@ def names_in(node):
         yield from names_in(source)
 
 
-@pytest.mark.parametrize("kind", ["results", "checkpoint", "checkpoint file", "report file", "snapshot", "tracklet"])
+@pytest.mark.parametrize(
+    "kind", ["results", "mAP", "checkpoint", "checkpoint file", "report file", "snapshot", "tracklet", "crop"]
+)
 def test_the_lineage_of_everything_reaches_the_video(command, demo, kind):
     (video,) = rows(demo.store, "videos")
+    crop = rows(demo.store, "crops")[0]
     ref = {
+        "mAP": f"{demo.train['run_id']}:mAP",
+        "crop": f"{crop['tracklet_id']}@{crop['frame_index']}",
         "results": demo.train["run_id"],
         "checkpoint": demo.train["checkpoint"]["sha256"][:16],
         "checkpoint file": demo.train["checkpoint"]["path"],

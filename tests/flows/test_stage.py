@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from csip import lineage, tables
+from csip import source, tables
 from csip.config import EmbedConfig, PretrainConfig, RuntimeConfig, SplitConfig, ValidateConfig
 from csip.errors import StageError, TooLittleDataError
 from csip.training.pretrain import initialise, pretrain_visual
@@ -139,12 +139,12 @@ def test_a_changed_source_runs_again_and_a_changed_comment_does_not(tmp_path, st
     helper.write_text('"""Add."""\ndef add(a, b):\n    return a + b\n')
     (package / "unread.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(lineage, "_OURS", ("toyhouse",))
+    monkeypatch.setattr(source, "_OURS", ("toyhouse",))
     from toyhouse import stages
 
     def name_after(path, text):
         path.write_text(text)
-        lineage._parse_module.cache_clear()  # as in a process that starts after the edit
+        source._parse_module.cache_clear()  # as in a process that starts after the edit
         return stage(stages.write_table, process=False, cached=True)(store, SplitConfig(), return_state=True).name
 
     try:
@@ -153,7 +153,7 @@ def test_a_changed_source_runs_again_and_a_changed_comment_does_not(tmp_path, st
         assert name_after(package / "unread.py", "x = 2\n") == "Cached"
         assert name_after(helper, '"""Add."""\ndef add(a, b):\n    return a - b\n') == "Completed"
     finally:
-        lineage._parse_module.cache_clear()
+        source._parse_module.cache_clear()
     digests = [run.source_digest for run in runs(store, "write_table")]
     assert len(set(digests)) == 2
 
