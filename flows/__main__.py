@@ -125,6 +125,29 @@ def make_parser() -> argparse.ArgumentParser:
     published.add_argument("--dataset", default="", choices=("", "mars", "lsvid", "ilids"), metavar="NAME", help=text)
     with_store(published)
 
+    def with_deployments(made: argparse.ArgumentParser) -> None:
+        text = "what a run of build-skeletons builds from where it is told nothing else (default: the shipped video)"
+        made.add_argument("source", nargs="*", metavar="SOURCE", help=text)
+        made.add_argument("--camera", default="", metavar="NAME", help="as for build-skeletons")
+        text = "whose numbers hold where a run is told no other (default: demo for the shipped video, else video)"
+        made.add_argument("--recipe", default="", metavar="NAME", help=text)
+        made.add_argument("--pool", default="csip", metavar="NAME", help="work pool (default: %(default)s)")
+        text = "start a training whenever a build publishes a snapshot"
+        made.add_argument("--train-after-builds", action="store_true", help=text)
+        text = "leave the active Prefect profile alone; runs are then named build-skeletons/build-skeletons and so on"
+        made.add_argument("--no-plugin", action="store_true", help=text)
+        with_store(made)
+        with_set(made)
+
+    deploy = command("deploy", _deploy, "Make the flows' Prefect deployments, with their work pool and automations.")
+    with_deployments(deploy)
+
+    serve = command("serve", _serve, "Run Prefect's server and UI, the deployments and a worker on this machine.")
+    with_deployments(serve)
+    serve.add_argument("--port", type=_positive, default=4200, metavar="N", help="of the UI (default: %(default)s)")
+    text = "flow runs at once: one for each GPU (default: %(default)s)"
+    serve.add_argument("--limit", type=_positive, default=1, metavar="N", help=text)
+
     config = command("config", _config, "Print every number of a recipe and where it comes from.")
     config.add_argument("recipe", metavar="RECIPE")
     with_set(config)
@@ -296,6 +319,46 @@ def _import(args: argparse.Namespace) -> None:
     from flows import commands
 
     commands.import_published(Path(args.file).resolve(), store, args.dataset, as_json=args.json)
+
+
+def _deployed_recipe(args: argparse.Namespace) -> Any:
+    """Take the recipe that was named, else that of the demo for its video, else as builds do."""
+    return _build_recipe(args) if args.source or args.recipe else _recipe("demo", args.set)
+
+
+def _deploy(args: argparse.Namespace) -> None:
+    experiment, store = _deployed_recipe(args), _absolute(args.store)
+    from flows import operate
+
+    operate.deploy_flows(
+        experiment,
+        tuple(args.source),
+        store,
+        args.camera,
+        args.pool,
+        chained=args.train_after_builds,
+        plugin=not args.no_plugin,
+        as_json=args.json,
+    )
+
+
+def _serve(args: argparse.Namespace) -> None:
+    if args.json:
+        raise UsageError("serve: runs until it is told to stop, and has no one document to print.")
+    experiment, store = _deployed_recipe(args), _absolute(args.store)
+    from flows import operate
+
+    operate.serve_flows(
+        experiment,
+        tuple(args.source),
+        store,
+        args.camera,
+        args.pool,
+        chained=args.train_after_builds,
+        plugin=not args.no_plugin,
+        port=args.port,
+        at_once=args.limit,
+    )
 
 
 def _config(args: argparse.Namespace) -> None:

@@ -43,13 +43,18 @@ def show_outcome(task: str, store: str, value: object, counts: Mapping[str, Any]
 
 
 def _show_results(key: str, store: str, results: ResultsRef) -> None:
+    values = result_values(results)
     if is_mean(results):
-        tables = [(one["protocol"], mean_rows(one["scores"])) for one in tell_means(results)]
+        shown = [(one["protocol"], mean_rows(one["scores"])) for one in tell_means(results)]
+    elif all("mean_ap" in row for row in values.values()):
+        shown = [(tell_results(results, store)["label"], score_rows(values))]
     else:
-        tables = [(tell_results(results, store)["label"], score_rows(result_values(results)))]
-    for label, (head, *rows) in tables:
-        shown = [dict(zip(head, row, strict=True)) for row in rows]
-        create_table_artifact(shown, key=artifact_key(f"{key}-scores-{label}"), description=f"Scores ({label})")
+        # Figures of another kind, such as of skeletons that look for pictures: as they are.
+        rows = [[encoder, name, f"{value:.4g}"] for encoder, row in values.items() for name, value in row.items()]
+        shown = [(tell_results(results, store)["label"], [["encoder", "figure", "value"], *rows])]
+    for label, (head, *rows) in shown:
+        table = [dict(zip(head, row, strict=True)) for row in rows]
+        create_table_artifact(table, key=artifact_key(f"{key}-scores-{label}"), description=f"Scores ({label})")
     _show_lineage(key, store, results.run_id, "")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.events import emit_event
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from csip.config import ExtractConfig, RuntimeConfig
@@ -18,6 +19,9 @@ from csip.ingest.retrack import list_snapshot, with_detections_of
 from csip.ingest.sources import list_videos
 from csip.types import Snapshot, SourceVideo
 from flows.stage import stage
+
+PUBLISHED = "csip.snapshot.published"
+"""The event that a build emits, with the snapshot's name and store."""
 
 
 def name_batch(parameters: Mapping[str, Any]) -> str:
@@ -56,7 +60,7 @@ def build_skeletons(
         retrack: a published snapshot, in the place of sources: its videos are tracked again, from what was detected.
     """
     if is_benchmark(sources):
-        return import_benchmark_task(store, sources[0], config, runtime)
+        return _announce(import_benchmark_task(store, sources[0], config, runtime))
     if retrack:
         config = with_detections_of(store, retrack, config)
         videos = list_snapshot_task(store, retrack, config, runtime)
@@ -64,4 +68,11 @@ def build_skeletons(
         videos = list_videos_task(store, sources, camera, config, runtime)
     batches = videos.batches
     extracted = [extract_videos_task.submit(store, one, videos.digests, config, runtime) for one in batches]
-    return publish_task(store, videos, tuple(future.result() for future in extracted), config)
+    return _announce(publish_task(store, videos, tuple(future.result() for future in extracted), config))
+
+
+def _announce(snapshot: Snapshot) -> Snapshot:
+    """Tell Prefect's automations that a snapshot is published: again, too, when a build found nothing to do."""
+    resource = {"prefect.resource.id": f"csip.snapshot.{snapshot.name}", "prefect.resource.name": snapshot.name}
+    emit_event(PUBLISHED, resource, payload={"snapshot": snapshot.name, "store": snapshot.store})
+    return snapshot

@@ -10,7 +10,7 @@ from csip.evaluation.embed import encoder_name
 from csip.protocols import is_skeleton_only
 from csip.tables import open_snapshot
 from csip.types import CheckpointRef, EmbeddingsRef, ResultsRef, Snapshot
-from flows.train_csip import embed_histogram_task, embed_modes, embed_skeletons_task, evaluate_task
+from flows.train_csip import embed_histogram_task, embed_modes, embed_skeletons_task, evaluate_task, take_newest
 
 
 @flow(name="evaluate-csip")
@@ -28,7 +28,7 @@ def evaluate_csip(
 
     Args:
         checkpoint: a file that `train-csip` wrote.
-        snapshot: name of a published snapshot.
+        snapshot: name of a published snapshot; empty: the newest.
         store: the folder of the store's tables.
         data: which of its protocols and splits.
         embed: how a part becomes one embedding.
@@ -46,5 +46,6 @@ def evaluate_csip(
         )
 
     encoder = encoder_name(checkpoint)
+    snapshot = snapshot or take_newest(store)
     views = choose_splits(open_snapshot(store, snapshot), data)
     return tuple(evaluate_task(store, embedded(view), view, evaluate, runtime) for view in views)

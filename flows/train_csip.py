@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from csip.config import EmbedConfig, Experiment, RuntimeConfig
 from csip.data.clips import choose_splits
@@ -17,7 +17,7 @@ from csip.evaluation.score import evaluate
 from csip.evaluation.write_report import write_report
 from csip.models.checkpoints import checkpoint_ref
 from csip.protocols import is_skeleton_only
-from csip.tables import open_snapshot
+from csip.tables import newest_snapshot, open_snapshot
 from csip.training.features import cache_features
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.training.skeletons import initialise_skeletons, train_skeletons
@@ -78,10 +78,11 @@ def train_csip(snapshot: str, store: str, experiment: Experiment) -> TrainedAll:
     split that `data.split` names; skeletons alone through their own training, once for each seed.
 
     Args:
-        snapshot: name of a published snapshot.
+        snapshot: name of a published snapshot; empty: the newest.
         store: the folder of the store's tables.
         experiment: the recipe.
     """
+    snapshot = snapshot or take_newest(store)
     views = choose_splits(open_snapshot(store, snapshot), experiment.data)
     if is_skeleton_only(views[0].protocol):
         seeds = range(experiment.seed, experiment.seed + experiment.skeleton.seeds)
@@ -89,6 +90,13 @@ def train_csip(snapshot: str, store: str, experiment: Experiment) -> TrainedAll:
         return _sum_up(store, trained, "seeds", len(seeds))
     trained = tuple(_video(store, view, experiment) for view in views)
     return _sum_up(store, trained, "splits", len({view.split for view in views}))
+
+
+def take_newest(store: str) -> str:
+    """Name the snapshot that was published last, and say in the run's log that it was taken."""
+    name = newest_snapshot(store)
+    get_run_logger().info("No snapshot was named: taking the newest of %s, %s.", store, name)
+    return name
 
 
 def _video(store: str, data: Snapshot, e: Experiment) -> Trained:

@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 _MAKER = "https://github.com/ultralytics/assets"
 _REACH_SECONDS = 5.0
+# One thread opens the pose model while another one loads the tracker: neither may be given half of a module, or find
+# the environment as the other one needs it.
+_IMPORTING = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -55,21 +58,22 @@ def import_quietly(module: str) -> Any:
     its own in the place of PIL.Image.open, which for a file that is no picture wants to install a package; both are
     undone.
     """
-    if module in sys.modules:
-        return sys.modules[module]
-    settings = str(cache_folder() / "ultralytics")
-    opener = Image.open
-    try:
-        with environment(
-            YOLO_OFFLINE="true",
-            YOLO_AUTOINSTALL="false",
-            YOLO_VERBOSE="false",
-            YOLO_CONFIG_DIR=settings,
-            ULTRALYTICS_SAFE_LOAD="true",
-        ):
-            return importlib.import_module(module)
-    finally:
-        Image.open = opener
+    with _IMPORTING:
+        if module in sys.modules:
+            return sys.modules[module]
+        settings = str(cache_folder() / "ultralytics")
+        opener = Image.open
+        try:
+            with environment(
+                YOLO_OFFLINE="true",
+                YOLO_AUTOINSTALL="false",
+                YOLO_VERBOSE="false",
+                YOLO_CONFIG_DIR=settings,
+                ULTRALYTICS_SAFE_LOAD="true",
+            ):
+                return importlib.import_module(module)
+        finally:
+            Image.open = opener
 
 
 def resolve_weights(name: str) -> Path:

@@ -178,6 +178,18 @@ def snapshot_row(store: str, name: str) -> dict[str, Any]:
     return rows[name]
 
 
+def newest_snapshot(store: str) -> str:
+    """Name the snapshot that was published last.
+
+    Raises:
+        StoreError: none is.
+    """
+    names = list(read_snapshots(current(store, "snapshots")))
+    if not names:
+        raise StoreError(f"Store {store}: found no snapshot. Publish one with `csip build-skeletons`.")
+    return names[-1]
+
+
 def read_snapshots(ref: TableRef) -> dict[str, dict[str, Any]]:
     """Read a version of `snapshots`: name -> row, its JSON columns decoded, oldest first."""
     columns = ("tables", "config", "counts", "videos")

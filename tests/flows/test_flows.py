@@ -20,6 +20,7 @@ import flows
 from csip import tables
 from csip.config import from_plain
 from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot, TableRef
+from flows.progress import artifact_key
 
 ROOT = Path(flows.__file__).resolve().parent.parent
 TRAINING = ["pretrain_visual", "cache_features", "stage1", "stage2"]
@@ -325,17 +326,14 @@ def test_a_build_shows_on_a_real_server_and_runs_on_a_worker(real_server, street
     told = json.loads(processes.run(csip, "build-skeletons", street, "--store", typed, "--json", *settings.extract))
     (run,) = flow_runs(url, typed)
     assert run["state_name"] == "Completed"
-    assert task_runs(url, run, 3) == [(name, "Completed") for name in ("list_videos", "extract_videos", "publish")]
+    names = ("list_videos", f"extract_videos: {street.name}", "publish")
+    assert task_runs(url, run, 3) == [(name, "Completed") for name in names]
     shown = {artifact["key"]: artifact for artifact in artifacts(url, run)}
-    assert (shown["extract-videos"]["type"], shown["extract-videos"]["data"]) == ("progress", 100.0)
+    progress = shown[artifact_key(f"extract_videos: {street.name}")]
+    assert (progress["type"], progress["data"]) == ("progress", 100.0)
 
-    deploy = (
-        "from prefect import flow\n"
-        f"flow.from_source(source={str(ROOT)!r}, entrypoint='flows/build_skeletons.py:build_skeletons')"
-        ".deploy('build-skeletons', work_pool_name='machines', print_next_steps=False, ignore_warnings=True)"
-    )
-    processes.run(prefect, "work-pool", "create", "machines", "--type", "process")
-    processes.run(sys.executable, "-c", deploy)
+    told_too = json.loads(processes.run(csip, "deploy", street, "--pool", "machines", "--no-plugin", "--json"))
+    assert told_too["deployments"] == ["build-skeletons", "train-csip", "evaluate-csip"]
     processes.start(prefect, "worker", "start", "--pool", "machines")
     worked = tmp_path / "worked"
     parameters = {

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -106,6 +107,20 @@ assert utils.SAFE_LOAD
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "home").rglob("Ultralytics"))
+
+
+def test_a_module_that_another_thread_is_importing_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(0.5)\nready = True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    thread = threading.Thread(target=import_quietly, args=("slow_module",))
+    thread.start()
+    while "slow_module" not in sys.modules:
+        time.sleep(0.01)
+    try:
+        assert import_quietly("slow_module").ready
+    finally:
+        thread.join()
+        del sys.modules["slow_module"]
 
 
 def test_ultralytics_leaves_pillow_as_it_was(tmp_path):

@@ -1,0 +1,202 @@
+"""Deployments of the flows: what `prefect deployment run`, the UI's forms and the workers need, made in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import (
+    PREFECT_PLUGINS_ALLOW,
+    PREFECT_PLUGINS_ENABLED,
+    PREFECT_PROFILES_PATH,
+    update_current_profile,
+)
+from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import parameter_docstrings
+from prefect.workers.process import ProcessWorker
+
+from csip import config
+from csip.config import Experiment, to_plain
+from flows.build_skeletons import PUBLISHED, build_skeletons
+from flows.evaluate_csip import evaluate_csip
+from flows.train_csip import train_csip
+
+POOL = "csip"
+LOST = "csip: runs whose worker is gone are crashed"
+CHAINED = "csip: train-csip after build-skeletons"
+HEARTBEAT_SECONDS = 30
+_SILENCE_SECONDS = 95
+_PLUGIN = "csip"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What there is to run now.
+
+    Attributes:
+        pool: the work pool that workers pull from.
+        deployments: their names.
+        automations: their names.
+        parameters: deployment -> what a run of it has where it is given nothing else.
+    """
+
+    pool: str
+    deployments: tuple[str, ...]
+    automations: tuple[str, ...]
+    parameters: Mapping[str, Mapping[str, Any]]
+
+
+def deploy(
+    experiment: Experiment, sources: tuple[str, ...], store: str, camera: str, pool: str, *, chained: bool
+) -> Deployed:
+    """Make or renew the work pool, deployments and automations on the Prefect server of the active profile.
+
+    Args:
+        experiment: the recipe that runs have where they are given no other.
+        sources: what `build-skeletons` builds from, absolute.
+        store: the store of all of them, absolute.
+        camera: the one camera that took the sources; empty: every file is a camera of its own.
+        pool: the work pool's name; one that is there already is left as it is.
+        chained: whether a build that publishes a snapshot starts a training.
+    """
+    _make_pool(pool)
+    runtime = to_plain(experiment.runtime)
+    flows: list[tuple[Flow[Any, Any], dict[str, Any]]] = [
+        (
+            build_skeletons,
+            {
+                **{"sources": list(sources), "store": store, "camera": camera},
+                **{"config": to_plain(experiment.extract), "runtime": runtime},
+            },
+        ),
+        (train_csip, {"snapshot": "", "store": store, "experiment": to_plain(experiment)}),
+        (evaluate_csip, {"snapshot": "", "store": store, "runtime": runtime}),
+    ]
+    ids = {flow.name: _deploy(flow, parameters, pool) for flow, parameters in flows}
+    automations = [_crash_the_lost()]
+    if chained:
+        automations.append(_train_after_builds(ids[train_csip.name]))
+    _renew(automations)
+    names = tuple(automation.name for automation in automations)
+    return Deployed(pool, tuple(ids), names, {flow.name: parameters for flow, parameters in flows})
+
+
+def enable_plugin() -> Path:
+    """Let the active Prefect profile load `flows.prefect_plugin`, wherever `prefect` is called; return its file."""
+    allowed = set(PREFECT_PLUGINS_ALLOW.value() or ()) | {_PLUGIN}
+    update_current_profile({PREFECT_PLUGINS_ENABLED: True, PREFECT_PLUGINS_ALLOW: ",".join(sorted(allowed))})
+    return Path(PREFECT_PROFILES_PATH.value())
+
+
+def _make_pool(name: str) -> None:
+    template = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        except ObjectAlreadyExists:
+            return
+
+
+def _deploy(flow: Flow[Any, Any], parameters: dict[str, Any], pool: str) -> Any:
+    """Make a deployment that imports its flow from where CSIP is installed on the worker's machine."""
+    made = RunnerDeployment.from_flow(
+        flow,
+        name=flow.name,
+        parameters=parameters,
+        work_pool_name=pool,
+        tags=["csip"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}},
+    )
+    schema = made._parameter_openapi_schema
+    for name, definition in schema.definitions.items():
+        _describe(definition, getattr(config, name, None))
+    return made.apply()
+
+
+def _describe(definition: dict[str, Any], section: Any) -> None:
+    """Move what a section's docstring says of each field to that field, where the UI's form shows it."""
+    text = getattr(section, "__doc__", None) or ""
+    told = parameter_docstrings(text.replace("Attributes:", "Args:"))
+    for name, property_ in definition.get("properties", {}).items():
+        if name in told:
+            property_["description"] = " ".join(told[name].split())
+    definition["description"] = text.partition("Attributes:")[0].strip()
+
+
+def _crash_the_lost() -> Automation:
+    """Make a rule: a flow run that has sent a heartbeat, and then neither another one nor a change of state."""
+    return Automation(
+        name=LOST,
+        description="The worker or its machine died: a run of that deployment again does what is left.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=_SILENCE_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                force=False,
+                state=StateType.CRASHED,
+                message=f"No heartbeat for {_SILENCE_SECONDS} s: its process, worker or machine is gone. Run it again.",
+            )
+        ],
+    )
+
+
+def _train_after_builds(training: Any) -> Automation:
+    """Make a rule: a published snapshot is trained on."""
+    jinja = "{{{{ event.payload.{} }}}}"
+    return Automation(
+        name=CHAINED,
+        description="A build that published a snapshot starts a training on it.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": "csip.snapshot.*"},
+            expect={PUBLISHED},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                source="selected",
+                job_variables=None,
+                deployment_id=training,
+                parameters={
+                    name: {"__prefect_kind": "jinja", "template": jinja.format(name)} for name in ("snapshot", "store")
+                },
+            )
+        ],
+    )
+
+
+def _renew(automations: list[Automation]) -> None:
+    """Create our automations, change those that are there already, and remove one that is not asked for any more."""
+    with get_client(sync_client=True) as client:
+        there = {name: client.read_automations_by_name(name) for name in (LOST, CHAINED)}
+        for automation in automations:
+            found = there.pop(automation.name)
+            if found:
+                # In place: rules that wait for a heartbeat go on waiting.
+                automation.id = found[0].id
+                automation.update()
+            else:
+                automation.create()
+        for one in (one for found in there.values() for one in found):
+            client.delete_automation(one.id)

@@ -1,0 +1,103 @@
+"""The commands that let others run the flows: `csip deploy` and `csip serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+import csip
+from csip.config import Experiment, to_plain
+from csip.errors import CsipError
+from flows import terminal
+from flows.child import raised_by
+from flows.deploy import Deployed, deploy, enable_plugin
+from flows.serve import HOST, serve
+
+SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
+
+
+class DeployError(CsipError):
+    """Prefect's server cannot be reached, or refuses what we ask of it."""
+
+
+def deploy_flows(
+    experiment: Experiment,
+    sources: tuple[str, ...],
+    store: str,
+    camera: str,
+    pool: str,
+    *,
+    chained: bool,
+    plugin: bool,
+    as_json: bool,
+) -> None:
+    """Make the deployments on the server of the active profile, and say how they are run."""
+    done = _deploy(experiment, sources, store, camera, pool, chained=chained)
+    profile = enable_plugin() if plugin else None
+    if as_json:
+        terminal.show_json(to_plain(done) | {"profile": str(profile or "")})
+    else:
+        _show(done, profile)
+
+
+def serve_flows(
+    experiment: Experiment,
+    sources: tuple[str, ...],
+    store: str,
+    camera: str,
+    pool: str,
+    *,
+    chained: bool,
+    plugin: bool,
+    port: int,
+    at_once: int,
+) -> None:
+    """Run server and worker on this machine, deploy to them, and say where the UI is."""
+
+    def ready(url: str) -> None:
+        with temporary_settings({PREFECT_API_URL: url}):
+            done = _deploy(experiment, sources, store, camera, pool, chained=chained)
+        _show(done, enable_plugin() if plugin else None)
+        rows = [("UI", f"http://{HOST}:{port}"), ("elsewhere", f"export PREFECT_API_URL={url}")]
+        terminal.OUT.print(terminal.facts("Serving; Ctrl-C ends it", [*rows, ("flow runs at once", at_once)]))
+
+    serve(port, pool, at_once, ready)
+
+
+def _deploy(
+    experiment: Experiment, sources: tuple[str, ...], store: str, camera: str, pool: str, *, chained: bool
+) -> Deployed:
+    """Deploy, the shipped video where no source is named.
+
+    Raises:
+        DeployError: the server cannot be used.
+    """
+    named = tuple(one if ":" in one else str(Path(one).absolute()) for one in sources) or (str(SHIPPED),)
+    try:
+        return deploy(experiment, named, store, camera, pool, chained=chained)
+    except (httpx.HTTPError, RuntimeError) as error:
+        if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):
+            raise
+        raise DeployError(
+            f"Prefect's server at {PREFECT_API_URL.value() or 'this process'}: cannot be used ({error}). Expected one "
+            "that answers; start one with `csip serve` or `prefect server start`, or set PREFECT_API_URL."
+        ) from error
+
+
+def _show(done: Deployed, profile: Path | None) -> None:
+    more = {"evaluate-csip": ' --param \'checkpoint={"path": PATH, "sha256": SHA256}\''}
+    rows: list[tuple[str, object]] = [
+        (name, f"prefect deployment run {name}{more.get(name, '')}") for name in done.deployments
+    ]
+    rows.append(
+        ("server", PREFECT_API_URL.value() or "none runs: start `prefect server start`, whose database this is")
+    )
+    rows.append(("sources", ", ".join(done.parameters["build-skeletons"]["sources"])))
+    rows.append(("store", done.parameters["build-skeletons"]["store"]))
+    rows.append(("workers", f"prefect worker start --pool {done.pool} --limit 1"))
+    rows += [("automation", name) for name in done.automations]
+    if profile is not None:
+        rows.append(("profile", f"{profile}: loads the plugin by which one name is enough"))
+    terminal.OUT.print(terminal.facts("Deployed", rows))

@@ -1,0 +1,139 @@
+"""`csip serve`: Prefect's server, a work pool, the deployments and a worker here, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from types import FrameType
+
+from csip.errors import CsipError
+
+HOST = "127.0.0.1"
+_QUIET = {
+    # Nobody hears of this machine, whatever Prefect's defaults are; what the user sets holds.
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+_START_SECONDS = 120.0
+_END_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+
+
+class ServeError(CsipError):
+    """The server or the worker cannot be started, or has ended."""
+
+
+class StoppedError(Exception):
+    """We were told to stop."""
+
+
+def serve(port: int, pool: str, at_once: int, ready: Callable[[str], None]) -> None:
+    """Run a server and a worker until SIGINT or SIGTERM, or until one of them ends; then end both.
+
+    Args:
+        port: of the server, on this machine alone.
+        pool: the work pool that the worker pulls from; `ready` makes it.
+        at_once: flow runs at the same time: one for each device.
+        ready: is called with the API's address once the server answers, before the worker starts.
+
+    Raises:
+        ServeError: the port is taken, the server does not answer, or one of them has ended by itself.
+    """
+    _look_for_port(port)
+    url = f"http://{HOST}:{port}/api"
+    environment = server_environment(port)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ExitStack() as stack:
+            server = _start(["server", "start", "--host", HOST, "--port", str(port)], environment)
+            stack.callback(_end, server)
+            _wait(server, f"{url}/health")
+            ready(url)
+            words = ["worker", "start", "--pool", pool, "--type", "process", "--limit", str(at_once)]
+            worker = _start(words, environment)
+            stack.callback(_end, worker)
+            while True:
+                for name, process in (("server", server), ("worker", worker)):
+                    if process.poll() is not None:
+                        raise ServeError(
+                            f"Prefect's {name} ended by itself (code {process.returncode}); its last lines above say "
+                            "why. Flow runs are kept in the server's database; start `csip serve` again."
+                        )
+                time.sleep(_LOOK_SECONDS)
+    except StoppedError:
+        return
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def server_environment(port: int) -> dict[str, str]:
+    """Give the environment of a server on this port and of who talks to it: the user's own, without telemetry."""
+    # What the command line sets for its own quiet terminal is not meant for a server's and a worker's logs.
+    given = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_HANDLERS_")}
+    # Else the UI would call port 4200, whatever port its server has.
+    own = {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_API_PORT": str(port)}
+    return _QUIET | given | own
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # A second signal must not break off what ends the processes.
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    raise StoppedError
+
+
+def _look_for_port(port: int) -> None:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((HOST, port))
+        except OSError as error:
+            raise ServeError(
+                f"Port {port} of {HOST}: cannot be had ({error.strerror}). Expected a free one; is a server running "
+                "already? End it, or name another with --port."
+            ) from error
+
+
+def _start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    # A group of its own: Ctrl-C in the terminal comes to us, and we end them in order.
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefect", *words], env=environment, start_new_session=True, stdout=sys.stderr
+    )
+
+
+def _wait(server: subprocess.Popen[bytes], address: str) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise ServeError(f"Prefect's server ended with code {server.returncode}; its last lines above say why.")
+        try:
+            urllib.request.urlopen(address, timeout=_LOOK_SECONDS * 10).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return
+    raise ServeError(f"Prefect's server did not answer at {address} within {_START_SECONDS:g} s. Is the machine busy?")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Tell a process to end, and after a while the whole of its group."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()

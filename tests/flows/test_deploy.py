@@ -1,0 +1,194 @@
+"""Deployments as people operate them: the real `prefect`, a real server and worker; and the words they type."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+
+from csip.config import to_plain
+from flows.deploy import CHAINED, LOST, deploy
+from flows.prefect_plugin import spell_out
+from flows.recipes import RECIPES
+
+from .test_flows import flow_runs, free_port
+
+PREFECT = Path(sys.executable).with_name("prefect")
+CSIP = Path(sys.executable).with_name("csip")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("prefect deployment run build-skeletons", "prefect deployment run build-skeletons/build-skeletons"),
+        ("/usr/bin/prefect deployments run train-csip --watch", "... deployments run train-csip/train-csip --watch"),
+        ("-m deployment run evaluate-csip", "... deployment run evaluate-csip/evaluate-csip"),
+        ("prefect --no-prompt deployment run train-csip", "... --no-prompt deployment run train-csip/train-csip"),
+        ("prefect deployment run build-skeletons/build-skeletons", None),
+        ("prefect deployment run another", None),
+        ("prefect deployment inspect build-skeletons", None),
+        ("prefect deployment run", None),
+        ("pytest deployment run build-skeletons", None),
+        ("", None),
+    ],
+)
+def test_one_name_is_spelt_out_where_prefect_is_to_run_it_and_nowhere_else(typed, meant):
+    words = typed.split()
+    expected = words if meant is None else [words[0], *meant.split()[1:]]
+    assert spell_out(words) == expected
+
+
+@pytest.fixture(scope="module")
+def deployed(server, tmp_path_factory):
+    """The deployments, made twice, on this process's server."""
+    store = str(tmp_path_factory.mktemp("deployed") / "store")
+    for chained in (True, True):
+        done = deploy(RECIPES["demo"](), ("/videos",), store, "gate", "pool-a", chained=chained)
+    return store, done
+
+
+def read(name):
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(f"{name}/{name}")
+
+
+def test_deploying_again_changes_what_is_there_and_makes_nothing_twice(deployed):
+    with get_client(sync_client=True) as client:
+        assert client.read_work_pool("pool-a").type == "process"
+        assert [len(client.read_automations_by_name(name)) for name in (LOST, CHAINED)] == [1, 1]
+        deploy(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", chained=False)
+        assert [len(client.read_automations_by_name(name)) for name in (LOST, CHAINED)] == [1, 0]
+        deploy(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", chained=True)
+
+
+def test_a_deployment_knows_what_to_run_where_it_is_told_nothing(deployed):
+    store, done = deployed
+    build = read("build-skeletons")
+    assert build.parameters == to_plain(done.parameters["build-skeletons"])
+    assert (build.parameters["sources"], build.parameters["camera"]) == (["/videos"], "gate")
+    assert build.parameters["config"]["detect"]["image_size"] == RECIPES["demo"]().detect.image_size
+    train = read("train-csip")
+    assert (train.parameters["store"], train.parameters["snapshot"]) == (store, "")
+    assert train.parameters["experiment"] == to_plain(RECIPES["demo"]())
+    for one in (build, train, read("evaluate-csip")):
+        assert one.work_pool_name == "pool-a"
+        assert one.job_variables["env"] == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+
+
+def test_every_field_of_the_forms_says_what_it_is(deployed):
+    for name in ("build-skeletons", "train-csip", "evaluate-csip"):
+        schema = read(name).parameter_openapi_schema
+        silent = [one for one, field in schema["properties"].items() if not field.get("description")]
+        for section, definition in schema["definitions"].items():
+            assert "Attributes:" not in definition.get("description", "")
+            silent += [
+                f"{section}.{one}" for one, field in definition["properties"].items() if "description" not in field
+            ]
+        # References between our own tables are no part of a form that people fill in, but a checkpoint's two.
+        assert [one for one in silent if not one.startswith("CheckpointRef.")] == []
+    fields = read("build-skeletons").parameter_openapi_schema["definitions"]["DetectConfig"]["properties"]
+    assert "pixels" in fields["image_size"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sources": "street.mp4"}, "sources"),
+        ({"config": {"detect": {"stride": "often"}}}, "stride"),
+        ({"config": {"detcet": {}}}, "detcet"),
+        ({"runtime": {"pose_engine": "abacus"}}, "abacus"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_there_is_a_run(deployed, server, change, told):
+    build = read("build-skeletons")
+    with get_client(sync_client=True) as client, pytest.raises(PrefectHTTPStatusError) as caught:
+        client.create_flow_run_from_deployment(build.id, parameters=change)
+    assert told in caught.value.response.text
+
+
+class Serving:
+    """`csip serve` in a process of its own, with a Prefect of its own."""
+
+    def __init__(self, folder, *words):
+        self.port, self.folder = free_port(), folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        own = {"PREFECT_HOME": str(folder / "home"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        self.environment = kept | own
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.log = folder / "serve.log"
+        command = [CSIP, "serve", "--port", self.port, *words]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                list(map(str, command)), cwd=folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def wait(self, text, seconds=180):
+        end = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.5)
+
+    def processes(self):
+        """Everything that has this server's address in its environment."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdecimal() and self.url.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def prefect(self, *words):
+        done = subprocess.run(
+            list(map(str, [PREFECT, *words])),
+            cwd=self.folder,
+            env=self.environment | {"PREFECT_API_URL": self.url},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr + self.log.read_text()
+        return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_one_command_serves_builds_and_trains_and_leaves_nothing_running(how, street, settings, tmp_path):
+    store = tmp_path / "store"
+    words = (street, "--store", store, "--recipe", "demo", "--train-after-builds", *settings.small)
+    serving = Serving(tmp_path, *words)
+    try:
+        serving.wait("Worker 'ProcessWorker")
+        assert f"http://127.0.0.1:{serving.port}" in serving.log.read_text()
+        # From a folder that knows nothing of CSIP: the profile has the plugin.
+        assert "'Completed'" in serving.prefect("deployment", "run", "build-skeletons", "--watch")
+        (built,) = [run for run in flow_runs(serving.url, store) if run["deployment_id"]][:1]
+        assert built["state_name"] == "Completed"
+        end = time.monotonic() + 300
+        while True:
+            runs = flow_runs(serving.url, store)
+            if len(runs) == 2 and runs[1]["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
+                break
+            assert time.monotonic() < end, json.dumps(runs, indent=1) + serving.log.read_text()
+            time.sleep(1)
+        assert (runs[1]["created_by"]["type"], runs[1]["state_name"]) == ("AUTOMATION", "Completed")
+        assert runs[1]["parameters"]["snapshot"]
+        assert list((store / "reports").iterdir())
+        assert len(serving.processes()) >= 2
+        serving.process.send_signal(how)
+        assert serving.process.wait(90) == 0, serving.log.read_text()
+        assert serving.processes() == []
+    finally:
+        serving.process.kill()
+        serving.process.wait()
+        for pid in serving.processes():
+            os.kill(pid, signal.SIGKILL)
