@@ -349,3 +349,46 @@ def test_a_build_shows_on_a_real_server_and_runs_on_a_worker(real_server, street
     assert run["deployment_id"] is not None
     assert tables.open_snapshot(str(worked), told["snapshot"]).name == told["snapshot"]
     assert everything(worked, told["snapshot"]) == everything(typed, told["snapshot"])
+
+
+def processes_of_runs(url):
+    """Processes that work on a flow run of this server: theirs and their children's."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            environ = (entry / "environ").read_bytes() if entry.name.isdecimal() else b""
+        except OSError:
+            continue
+        if url.encode() in environ and b"PREFECT__FLOW_RUN_ID=" in environ:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_with_its_worker_does_not_stay_running(real_server, settings, tmp_path):
+    processes, prefect, url = real_server.processes, real_server.prefect, real_server.url
+    csip = Path(sys.executable).with_name("csip")
+    store = tmp_path / "store"
+    words = ("--store", store, "--pool", "machines", "--no-plugin")
+    # The shipped video: minutes of work.
+    processes.run(csip, "deploy", *words, *settings.sets(("detect.image_size=1280", "runtime.pose_engine=pytorch")))
+    worker = processes.start(prefect, "worker", "start", "--pool", "machines")
+    processes.run(prefect, "deployment", "run", "build-skeletons/build-skeletons")
+
+    def state(seconds, *wanted):
+        end = time.monotonic() + seconds
+        while True:
+            (run,) = flow_runs(url, store)
+            if run["state_type"] in wanted:
+                return run
+            assert time.monotonic() < end, run
+            time.sleep(1)
+
+    run = state(120, "RUNNING")
+    time.sleep(10)  # for a first heartbeat
+    victims = processes_of_runs(url)
+    assert victims
+    for pid in (worker.pid, *victims):
+        os.kill(pid, signal.SIGKILL)
+    run = state(240, "CRASHED")
+    assert "No heartbeat for 95 s" in run["state"]["message"]
