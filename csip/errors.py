@@ -30,6 +30,10 @@ class StoreError(CsipError):
     """A store cannot be opened or written, or does not hold what was asked for."""
 
 
+class StoreBusyError(StoreError):
+    """Other writers came before every time; another attempt may succeed."""
+
+
 class SchemaMismatchError(StoreError):
     """A table's columns are not those that this version of the code reads and writes."""
 
@@ -44,3 +48,7 @@ class TooLittleDataError(CsipError):
 
 class StageError(CsipError):
     """A stage's process died, hung, or ended without a result."""
+
+
+class ProcessLostError(StageError):
+    """A stage's process was killed from outside; another attempt goes on from what is committed."""

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_args, get_typ
 
 from prefect import State, Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import task_run
 from prefect.states import Completed
 
@@ -54,6 +56,10 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
 }
 """What a stage's process has in its environment, where the user did not set it otherwise."""
+
+RETRY_SECONDS = (10.0, 60.0)
+"""How long a task waits before each further attempt, where what went wrong may pass."""
+_PASSING = (errors.ProcessLostError, errors.StoreBusyError)
 
 _RANKS = {"WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -95,8 +101,22 @@ def stage(
     run.__name__ = name
     run.__doc__ = function.__doc__
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    made = _StageTask(run, name=name, task_run_name=named or name, cache_policy=NO_CACHE, persist_result=False)
+    made = _StageTask(
+        run,
+        name=name,
+        task_run_name=named or name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_SECONDS),
+        retry_delay_seconds=list(RETRY_SECONDS),
+        retry_condition_fn=_may_pass,
+    )
     return cast("Task[Concatenate[str, P], T]", made)
+
+
+def _may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Tell whether another attempt may succeed: after a lost process or a busy store, never after a bad input."""
+    return isinstance(state.result(raise_on_failure=False), _PASSING)
 
 
 class _StageTask(Task[Any, Any]):
@@ -300,12 +320,13 @@ def _log_to(logger: Any, tail: deque[str], reporter: Reporter) -> Callable[[str 
 def _read_manifest(function: str, manifest: Path, code: int, tail: deque[str]) -> dict[str, Any]:
     if not manifest.is_file():
         told = "\n  ".join(tail) or "nothing"
-        raise errors.StageError(
+        kind = errors.ProcessLostError if code == -signal.SIGKILL else errors.StageError
+        raise kind(
             f"Stage {function}: its process ended with code {code} and left no result. Its last words:\n  {told}\n"
             "Committed rows are kept; run the same command again once the cause is mended."
         )
     content = json.loads(manifest.read_text(encoding="utf-8"))
     if "error" in content:
-        kind = getattr(errors, content["error"], None)
-        raise (kind or ValueError)(content["message"])
+        named = getattr(errors, content["error"], None)
+        raise (named or ValueError)(content["message"])
     return cast("dict[str, Any]", content["outcome"])

@@ -12,7 +12,7 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.schema import LanceSchema
 
-from csip.errors import StoreError
+from csip.errors import StoreBusyError, StoreError
 from csip.store.versions import check_schema, open_current, why
 from storage_schemas import TABLES
 from storage_schemas.fields import SCHEMA_VERSION, default, key_names, since
@@ -41,7 +41,8 @@ def commit(uri: str, what: str, attempt: Callable[[], T]) -> T:
         attempt: opens the newest version, and commits on it.
 
     Raises:
-        StoreError: it cannot be written, or others came before every time; the table is as it was.
+        StoreError: it cannot be written; the table is as it was.
+        StoreBusyError: others came before every time; the table is as it was.
     """
     for number in range(_ATTEMPTS):
         try:
@@ -55,7 +56,7 @@ def commit(uri: str, what: str, attempt: Callable[[], T]) -> T:
             last = error
         # By chance, so that those who met do not meet again.
         time.sleep(_DICE.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**number)))
-    raise StoreError(
+    raise StoreBusyError(
         f"{uri}: {what} could not be written: other processes' commits came before {_ATTEMPTS} times ({why(last)}). "
         "The table is as it was without it; run the same command again when fewer write."
     ) from last

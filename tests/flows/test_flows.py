@@ -339,7 +339,11 @@ def test_a_build_shows_on_a_real_server_and_runs_on_a_worker(real_server, street
     parameters = {
         "sources": [str(street)],
         "store": str(worked),
-        "config": {"detect": {"image_size": 640}, "split": {"min_part_frames": 4, "gap_seconds": 0.2}},
+        "config": {
+            "detect": {"image_size": 640},
+            "track": {"interpolate_seconds": 0},
+            "split": {"min_part_frames": 4, "gap_seconds": 0.2},
+        },
         "runtime": {"device": "cpu", "pose_engine": "pytorch"},
     }
     words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]

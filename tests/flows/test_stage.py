@@ -14,7 +14,7 @@ import pytest
 
 from csip import source, tables
 from csip.config import EmbedConfig, PretrainConfig, RuntimeConfig, SplitConfig, ValidateConfig
-from csip.errors import StageError, TooLittleDataError
+from csip.errors import ProcessLostError, StageError, StoreBusyError, StoreError, TooLittleDataError
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.types import EmbeddingsRef, FileRef, Output, TableRef
 from flows.progress import LISTENER
@@ -37,6 +37,12 @@ def toys():
 def store(tmp_path):
     tables.prepare_store(str(tmp_path / "store"))
     return str(tmp_path / "store")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Further attempts are made at once."""
+    monkeypatch.setattr("flows.stage.RETRY_SECONDS", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -250,6 +256,28 @@ def test_a_child_that_dies_leaves_its_last_words(toys, store, tmp_path, how, cod
     assert runs(store, "die") == []
 
 
+def test_a_child_that_is_killed_from_outside_is_tried_again_and_goes_on(toys, store, tmp_path):
+    mark = tmp_path / "mark"
+    state = stage(toys.die, process=True, cached=False)(
+        store, "kill once", str(mark), RuntimeConfig(device="cpu"), return_state=True
+    )
+    assert state.is_completed()
+    assert len(mark.read_text().split()) == 2
+    assert len(runs(store, "die")) == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "attempts"),
+    [("kill", ProcessLostError, 3), ("exit", StageError, 1), ("busy", StoreBusyError, 3), ("user", StoreError, 1)],
+)
+def test_only_what_may_pass_is_tried_again(toys, store, tmp_path, how, error, attempts):
+    mark = tmp_path / "mark"
+    with pytest.raises(error) as caught:
+        stage(toys.die, process=True, cached=False)(store, how, str(mark), RuntimeConfig(device="cpu"))
+    assert type(caught.value) is error
+    assert len(mark.read_text().split()) == attempts
+
+
 def is_alive(pid):
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
@@ -274,7 +302,7 @@ def test_a_child_that_hangs_is_killed(toys, store, tmp_path):
         )
     assert 8 <= time.monotonic() - begun < 60
     assert mark.is_file(), "it was at work before it hung"
-    assert not is_alive(int(mark.read_text()))
+    assert not is_alive(int(mark.read_text().split()[0]))
 
 
 def test_a_child_does_not_outlive_the_process_it_works_for(toys, store, tmp_path, server):

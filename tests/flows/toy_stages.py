@@ -13,7 +13,7 @@ from pathlib import Path
 from csip import ranks, tables
 from csip.config import EmbedConfig, RuntimeConfig, SplitConfig
 from csip.device import resolve_device
-from csip.errors import TooLittleDataError
+from csip.errors import StoreBusyError, StoreError, TooLittleDataError
 from csip.types import EmbeddingsRef, FileRef, Outcome, Output, Progress, Stage, TableRef
 
 
@@ -70,12 +70,21 @@ def refuse(out: Output, what: str, runtime: RuntimeConfig) -> Stage[FileRef]:
 def die(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileRef]:
     """End, or never end, as native code does; first say who it is in the file `mark`."""
     yield Progress("die", 1, 3, "frames")
-    Path(mark).write_text(f"{os.getpid()}")
+    with Path(mark).open("a+") as attempts:
+        attempts.write(f"{os.getpid()} ")
+        attempts.seek(0)
+        first = len(attempts.read().split()) == 1
+    if how == "busy":
+        raise StoreBusyError("Others came before.")
+    if how == "user":
+        raise StoreError("There is no such store.")
+    if how == "kill once" and not first:
+        return Outcome(FileRef(mark, "0" * 64))
     sys.stderr.write("decoder: bad cast in layer 7\n")
     sys.stderr.flush()
     if how == "exit":
         os._exit(7)
-    if how == "kill":
+    if how.startswith("kill"):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(600)
     yield Progress("die", 2, 3, "frames")
