@@ -167,7 +167,10 @@ def test_a_whole_old_store_is_verified_traced_and_compared(old, tiny_snapshot):
         "seconds": 1,
     }
     tables.record_run(old, tables.RunRecord(**facts, **run))
-    assert [(node.kind, node.name) for node in flatten(History(old).find("p30-a"))] == [("snapshot", "tiny")]
+    assert [(node.kind, node.name) for node in flatten(History(old).find("p30-a"))] == [
+        ("tracklet", "p30-a"),
+        ("snapshot", "tiny"),
+    ]
     # The same rows, as they lie and brought up, are the same rows.
     tables.prepare_store(old)
     parts = [row | {"dataset": "two"} for row in tables.read(tables.current(old, "splits")).to_pylist()]

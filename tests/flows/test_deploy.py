@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,7 +51,9 @@ def deployed(server, tmp_path_factory):
     store = str(tmp_path_factory.mktemp("deployed") / "store")
     for chained in (True, True):
         done = deploy(RECIPES["demo"](), ("/videos",), store, "gate", "pool-a", chained=chained)
-    return store, done
+    yield store, done
+    # Other tests' builds on this server start no trainings.
+    deploy(RECIPES["demo"](), ("/videos",), store, "gate", "pool-a", chained=False)
 
 
 def read(name):
@@ -110,6 +113,24 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(deployed, server, ch
     with get_client(sync_client=True) as client, pytest.raises(PrefectHTTPStatusError) as caught:
         client.create_flow_run_from_deployment(build.id, parameters=change)
     assert told in caught.value.response.text
+
+
+def test_a_port_that_is_taken_is_said_and_nothing_is_started(command, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = command("serve", "--port", port, "--store", tmp_path / "store")
+    assert done.code == 1
+    assert f"Port {port} of 127.0.0.1: cannot be had" in done.err
+    assert "--port" in done.err
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_runs_until_it_is_stopped_has_no_one_document(command):
+    done = command("serve", "--json")
+    assert done.code == 2
+    assert "has no one document to print" in done.err
 
 
 class Serving:

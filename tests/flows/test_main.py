@@ -833,7 +833,7 @@ def test_a_table_version_is_traced_by_its_name(command, demo):
 def test_a_name_that_nothing_has_is_said(command, demo):
     done = command("lineage", "nothing-here", "--store", demo.store)
     assert is_plain(done, "lineage")
-    assert "'nothing-here' names nothing; expected one snapshot, run, tracklet, checkpoint" in done.err
+    assert "'nothing-here' names nothing; expected one snapshot, run, RUN:FIGURE, tracklet" in done.err
 
 
 # ------------------------------------------------------------------------------------------------- what is on screen

@@ -325,7 +325,7 @@ def test_a_score_is_walked_back_to_the_import_and_reported_with_its_people(bring
     source = made["snapshot", snapshot.name]
     assert (source.run_id, source.config["walkers"]["people"]) == ("run-import", 4)
     tracklet = read_parts(snapshot, "query")[0].tracklet_id
-    assert history.find(tracklet).name == snapshot.name
+    assert [one.name for one in history.find(tracklet).sources] == [snapshot.name]
 
     poses = []
     monkeypatch.setattr("csip.evaluation.report.draw_skeleton", lambda *a: poses.append(a) or jpeg())
