@@ -190,7 +190,15 @@ class History:
         known = self._known()
         video = known.get(("video", facts.pop("video_sha")))
         behind = [video] if video else self._snapshots_with(ref, known.values())
-        return Node("tracklet", ref, facts, None, tuple(self._walk(one, None, frozenset()) for one in behind))
+        # A video may have been tracked several times: the run that made this tracklet, not the newest.
+        made = [run.started for run in self.runs if video and self._tracked(run, video.name, facts["track_digest"])]
+        before = made[-1] if made else None
+        return Node("tracklet", ref, facts, None, tuple(self._walk(one, before, frozenset()) for one in behind))
+
+    @staticmethod
+    def _tracked(run: RunRecord, video: str, digest: str) -> bool:
+        outputs = run.outputs if isinstance(run.outputs, Mapping) else {}
+        return run.stage == "track_video" and (outputs.get("video_sha"), outputs.get("track_digest")) == (video, digest)
 
     def _snapshots_with(self, tracklet: str, known: Iterable[_Thing]) -> list[_Thing]:
         """Find what stands behind a tracklet that no video does: the snapshots that an import made of it."""

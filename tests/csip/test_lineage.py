@@ -225,6 +225,15 @@ def test_a_crop_is_walked_back_to_its_frame_of_the_video(store):
     assert [(n.kind, n.name, n.made_by.run_id) for n in tracklet.sources] == [("video", VIDEOS[1], "run-track-b")]
 
 
+def test_a_tracklet_is_walked_back_to_the_run_that_made_it_and_not_to_a_later_one(store):
+    again = {"video_sha": VIDEOS[1], "track_digest": "other"}
+    record(store, 30, "run-track-b-again", "track_video", {"video": video(VIDEOS[1])}, again)
+    history = History(store)
+    (seen,) = history.find("t-00001").sources
+    assert seen.made_by.run_id == "run-track-b"
+    assert history.find(VIDEOS[1]).made_by.run_id == "run-track-b-again"
+
+
 def test_a_video_is_found_by_where_it_lay(store):
     node = History(store).find("/videos/gone.mp4")
     assert (node.kind, node.name) == ("video", VIDEOS[0])
