@@ -321,44 +321,29 @@ def _import(args: argparse.Namespace) -> None:
     commands.import_published(Path(args.file).resolve(), store, args.dataset, as_json=args.json)
 
 
-def _deployed_recipe(args: argparse.Namespace) -> Any:
+def _plan(args: argparse.Namespace) -> Any:
     """Take the recipe that was named, else that of the demo for its video, else as builds do."""
-    return _build_recipe(args) if args.source or args.recipe else _recipe("demo", args.set)
+    experiment = _build_recipe(args) if args.source or args.recipe else _recipe("demo", args.set)
+    store = _absolute(args.store)
+    from flows.deploy import Plan
+
+    return Plan(experiment, tuple(args.source), store, args.camera, args.pool, args.train_after_builds)
 
 
 def _deploy(args: argparse.Namespace) -> None:
-    experiment, store = _deployed_recipe(args), _absolute(args.store)
+    plan = _plan(args)
     from flows import operate
 
-    operate.deploy_flows(
-        experiment,
-        tuple(args.source),
-        store,
-        args.camera,
-        args.pool,
-        chained=args.train_after_builds,
-        plugin=not args.no_plugin,
-        as_json=args.json,
-    )
+    operate.deploy_flows(plan, plugin=not args.no_plugin, as_json=args.json)
 
 
 def _serve(args: argparse.Namespace) -> None:
     if args.json:
         raise UsageError("serve: runs until it is told to stop, and has no one document to print.")
-    experiment, store = _deployed_recipe(args), _absolute(args.store)
+    plan = _plan(args)
     from flows import operate
 
-    operate.serve_flows(
-        experiment,
-        tuple(args.source),
-        store,
-        args.camera,
-        args.pool,
-        chained=args.train_after_builds,
-        plugin=not args.no_plugin,
-        port=args.port,
-        at_once=args.limit,
-    )
+    operate.serve_flows(plan, plugin=not args.no_plugin, port=args.port, at_once=args.limit)
 
 
 def _config(args: argparse.Namespace) -> None:

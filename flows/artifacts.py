@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from csip.lineage import History
 from csip.types import FileRef, ResultsRef, Snapshot
 from flows.progress import artifact_key
-from flows.results import is_mean, result_values, tell_means, tell_results
+from flows.results import is_mean, tell_means, tell_results
 from flows.terminal import lineage_text, mean_rows, score_rows
 
 
@@ -43,15 +43,16 @@ def show_outcome(task: str, store: str, value: object, counts: Mapping[str, Any]
 
 
 def _show_results(key: str, store: str, results: ResultsRef) -> None:
-    values = result_values(results)
-    if is_mean(results):
+    told = tell_results(results, store)
+    values = told["scores"]
+    if is_mean(values):
         shown = [(one["protocol"], mean_rows(one["scores"])) for one in tell_means(results)]
     elif all("mean_ap" in row for row in values.values()):
-        shown = [(tell_results(results, store)["label"], score_rows(values))]
+        shown = [(told["label"], score_rows(values))]
     else:
         # Figures of another kind, such as of skeletons that look for pictures: as they are.
         rows = [[encoder, name, f"{value:.4g}"] for encoder, row in values.items() for name, value in row.items()]
-        shown = [(tell_results(results, store)["label"], [["encoder", "figure", "value"], *rows])]
+        shown = [(told["label"], [["encoder", "figure", "value"], *rows])]
     for label, (head, *rows) in shown:
         table = [dict(zip(head, row, strict=True)) for row in rows]
         create_table_artifact(table, key=artifact_key(f"{key}-scores-{label}"), description=f"Scores ({label})")

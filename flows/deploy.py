@@ -33,12 +33,32 @@ from flows.build_skeletons import PUBLISHED, build_skeletons
 from flows.evaluate_csip import evaluate_csip
 from flows.train_csip import train_csip
 
-POOL = "csip"
 LOST = "csip: runs whose worker is gone are crashed"
 CHAINED = "csip: train-csip after build-skeletons"
 HEARTBEAT_SECONDS = 30
 _SILENCE_SECONDS = 95
 _PLUGIN = "csip"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be deployed.
+
+    Attributes:
+        experiment: the recipe that runs have where they are given no other.
+        sources: what `build-skeletons` builds from, absolute.
+        store: the store of all of them, absolute.
+        camera: the one camera that took the sources; empty: every file is a camera of its own.
+        pool: the work pool's name; one that is there already is left as it is.
+        chained: whether a build that publishes a snapshot starts a training.
+    """
+
+    experiment: Experiment
+    sources: tuple[str, ...]
+    store: str
+    camera: str
+    pool: str
+    chained: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +78,16 @@ class Deployed:
     parameters: Mapping[str, Mapping[str, Any]]
 
 
-def deploy(
-    experiment: Experiment, sources: tuple[str, ...], store: str, camera: str, pool: str, *, chained: bool
-) -> Deployed:
-    """Make or renew the work pool, deployments and automations on the Prefect server of the active profile.
-
-    Args:
-        experiment: the recipe that runs have where they are given no other.
-        sources: what `build-skeletons` builds from, absolute.
-        store: the store of all of them, absolute.
-        camera: the one camera that took the sources; empty: every file is a camera of its own.
-        pool: the work pool's name; one that is there already is left as it is.
-        chained: whether a build that publishes a snapshot starts a training.
-    """
+def deploy(plan: Plan) -> Deployed:
+    """Make or renew the work pool, deployments and automations on the Prefect server of the active profile."""
+    experiment, store, pool = plan.experiment, plan.store, plan.pool
     _make_pool(pool)
     runtime = to_plain(experiment.runtime)
     flows: list[tuple[Flow[Any, Any], dict[str, Any]]] = [
         (
             build_skeletons,
             {
-                **{"sources": list(sources), "store": store, "camera": camera},
+                **{"sources": list(plan.sources), "store": store, "camera": plan.camera},
                 **{"config": to_plain(experiment.extract), "runtime": runtime},
             },
         ),
@@ -86,7 +96,7 @@ def deploy(
     ]
     ids = {flow.name: _deploy(flow, parameters, pool) for flow, parameters in flows}
     automations = [_crash_the_lost()]
-    if chained:
+    if plan.chained:
         automations.append(_train_after_builds(ids[train_csip.name]))
     _renew(automations)
     names = tuple(automation.name for automation in automations)

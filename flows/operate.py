@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import csip
-from csip.config import Experiment, to_plain
+from csip.config import to_plain
 from csip.errors import CsipError
+from csip.ingest.benchmarks.importing import benchmark_name
 from flows import terminal
 from flows.child import raised_by
-from flows.deploy import Deployed, deploy, enable_plugin
+from flows.deploy import Deployed, Plan, deploy, enable_plugin
 from flows.serve import HOST, serve
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
@@ -22,19 +24,9 @@ class DeployError(CsipError):
     """Prefect's server cannot be reached, or refuses what we ask of it."""
 
 
-def deploy_flows(
-    experiment: Experiment,
-    sources: tuple[str, ...],
-    store: str,
-    camera: str,
-    pool: str,
-    *,
-    chained: bool,
-    plugin: bool,
-    as_json: bool,
-) -> None:
+def deploy_flows(plan: Plan, *, plugin: bool, as_json: bool) -> None:
     """Make the deployments on the server of the active profile, and say how they are run."""
-    done = _deploy(experiment, sources, store, camera, pool, chained=chained)
+    done = _deploy(plan)
     profile = enable_plugin() if plugin else None
     if as_json:
         terminal.show_json(to_plain(done) | {"profile": str(profile or "")})
@@ -42,41 +34,28 @@ def deploy_flows(
         _show(done, profile)
 
 
-def serve_flows(
-    experiment: Experiment,
-    sources: tuple[str, ...],
-    store: str,
-    camera: str,
-    pool: str,
-    *,
-    chained: bool,
-    plugin: bool,
-    port: int,
-    at_once: int,
-) -> None:
+def serve_flows(plan: Plan, *, plugin: bool, port: int, at_once: int) -> None:
     """Run server and worker on this machine, deploy to them, and say where the UI is."""
 
     def ready(url: str) -> None:
         with temporary_settings({PREFECT_API_URL: url}):
-            done = _deploy(experiment, sources, store, camera, pool, chained=chained)
+            done = _deploy(plan)
         _show(done, enable_plugin() if plugin else None)
         rows = [("UI", f"http://{HOST}:{port}"), ("elsewhere", f"export PREFECT_API_URL={url}")]
         terminal.OUT.print(terminal.facts("Serving; Ctrl-C ends it", [*rows, ("flow runs at once", at_once)]))
 
-    serve(port, pool, at_once, ready)
+    serve(port, plan.pool, at_once, ready)
 
 
-def _deploy(
-    experiment: Experiment, sources: tuple[str, ...], store: str, camera: str, pool: str, *, chained: bool
-) -> Deployed:
+def _deploy(plan: Plan) -> Deployed:
     """Deploy, the shipped video where no source is named.
 
     Raises:
         DeployError: the server cannot be used.
     """
-    named = tuple(one if ":" in one else str(Path(one).absolute()) for one in sources) or (str(SHIPPED),)
+    named = tuple(one if benchmark_name(one) else str(Path(one).absolute()) for one in plan.sources) or (str(SHIPPED),)
     try:
-        return deploy(experiment, named, store, camera, pool, chained=chained)
+        return deploy(replace(plan, sources=named))
     except (httpx.HTTPError, RuntimeError) as error:
         if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from csip import tables
@@ -17,35 +17,42 @@ _TRAININGS = ("pretrain_visual", "stage1", "stage2", "train_skeletons")
 
 def result_values(results: ResultsRef) -> dict[str, dict[str, float]]:
     """Read an evaluation: encoder -> name of a figure -> figure."""
-    values: dict[str, dict[str, float]] = {}
-    for row in tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist():
-        values.setdefault(row["encoder"], {})[row["name"]] = row["value"]
-    return values
+    return _values(_rows(results))
 
 
-def is_mean(results: ResultsRef) -> bool:
-    """Tell what `average` wrote from what `evaluate` wrote."""
-    return any(name.startswith(f"{STD}/") for row in result_values(results).values() for name in row)
+def is_mean(values: Mapping[str, Mapping[str, float]]) -> bool:
+    """Tell what `average` wrote from what `evaluate` wrote, by the figures of each encoder."""
+    return any(name.startswith(f"{STD}/") for row in values.values() for name in row)
 
 
 def tell_results(results: ResultsRef, store: str) -> dict[str, Any]:
     """Tell what `evaluate` wrote: its scores, and the protocol in words."""
-    rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
-    described = {row["encoder"]: row["described"] for row in rows}
+    rows = _rows(results)
     return {
         "run_id": results.run_id,
         "store": store,
         "protocol": rows[0]["protocol"],
         "split": rows[0]["split"],
-        "described": described,
+        "described": {row["encoder"]: row["described"] for row in rows},
         "label": label(rows[0]["protocol"], rows[0]["split"]),
-        "scores": result_values(results),
+        "scores": _values(rows),
     }
+
+
+def _rows(results: ResultsRef) -> list[dict[str, Any]]:
+    return tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()  # type: ignore[no-any-return]
+
+
+def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    values: dict[str, dict[str, float]] = {}
+    for row in rows:
+        values.setdefault(row["encoder"], {})[row["name"]] = row["value"]
+    return values
 
 
 def tell_means(results: ResultsRef) -> list[dict[str, Any]]:
     """Tell what `average` wrote: for each protocol, encoder -> figure -> mean, std and n."""
-    rows = tables.read(results.table, where=f"run_id = {quote(results.run_id)}").to_pylist()
+    rows = _rows(results)
     told = []
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         own = {(row["encoder"], row["name"]): row for row in rows if row["protocol"] == protocol}

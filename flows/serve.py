@@ -18,9 +18,7 @@ from csip.errors import CsipError
 
 HOST = "127.0.0.1"
 _QUIET = {
-    # Nobody hears of this machine, whatever Prefect's defaults are; what the user sets holds.
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Beside what the command line sets for all of its commands; what the user sets holds.
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
 }

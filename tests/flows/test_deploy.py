@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
 from csip.config import to_plain
-from flows.deploy import CHAINED, LOST, deploy
+from flows.deploy import CHAINED, LOST, Plan, deploy
 from flows.prefect_plugin import spell_out
 from flows.recipes import RECIPES
 
@@ -50,10 +50,10 @@ def deployed(server, tmp_path_factory):
     """The deployments, made twice, on this process's server."""
     store = str(tmp_path_factory.mktemp("deployed") / "store")
     for chained in (True, True):
-        done = deploy(RECIPES["demo"](), ("/videos",), store, "gate", "pool-a", chained=chained)
+        done = deploy(Plan(RECIPES["demo"](), ("/videos",), store, "gate", "pool-a", chained))
     yield store, done
     # Other tests' builds on this server start no trainings.
-    deploy(RECIPES["demo"](), ("/videos",), store, "gate", "pool-a", chained=False)
+    deploy(Plan(RECIPES["demo"](), ("/videos",), store, "gate", "pool-a", False))
 
 
 def read(name):
@@ -65,9 +65,9 @@ def test_deploying_again_changes_what_is_there_and_makes_nothing_twice(deployed)
     with get_client(sync_client=True) as client:
         assert client.read_work_pool("pool-a").type == "process"
         assert [len(client.read_automations_by_name(name)) for name in (LOST, CHAINED)] == [1, 1]
-        deploy(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", chained=False)
+        deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", False))
         assert [len(client.read_automations_by_name(name)) for name in (LOST, CHAINED)] == [1, 0]
-        deploy(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", chained=True)
+        deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
 
 
 def test_a_deployment_knows_what_to_run_where_it_is_told_nothing(deployed):
