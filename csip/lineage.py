@@ -1,87 +1,26 @@
-"""Where a result came from: the chain of runs back to the videos."""
+"""Where a result came from: what people call a thing, to the chain of runs back to the videos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from csip import tables
 from csip.errors import StoreError
 from csip.files import digest_file
-from csip.tables import RunRecord
+from csip.references import Key, Thing, things_in
+from csip.walk import Node, Walk, flatten
 
-TABLE = frozenset({"uri", "version"})
-"""The keys of a reference to a table, in a run's inputs and outputs."""
-FILE = frozenset({"path", "sha256"})
-"""The keys of a reference to a file."""
+__all__ = ["History", "Node", "flatten"]
+
 _FIGURES = {"mAP": "mean_ap", "mINP": "mean_inp"}
 _ENOUGH = 6
 """Letters of a digest that may stand for all of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A thing and what it was made from.
-
-    Attributes:
-        kind: "results", "embeddings", "checkpoint", "table", "snapshot", "video" or "file"; of rows "figure",
-            "tracklet" or "crop".
-        name: how `csip lineage` and people call it.
-        facts: digests, settings, counts.
-        made_by: the run that made it; None for what came from outside.
-        sources: what that run read.
-    """
-
-    kind: str
-    name: str
-    facts: Mapping[str, Any]
-    made_by: RunRecord | None
-    sources: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Thing:
-    kind: str
-    name: str
-    facts: Mapping[str, Any]
-
-
-def _things(value: Any) -> Iterator[_Thing]:
-    """Find the references in a run's inputs or outputs."""
-    if isinstance(value, Mapping):
-        keys = set(value)
-        if {"table", "encoder_digest"} <= keys:
-            facts = {"encoder": value["encoder"], "table": _table_name(value["table"])}
-            yield _Thing("embeddings", value["encoder_digest"], facts)
-        elif keys == {"table", "run_id"}:
-            yield _Thing("results", value["run_id"], {"table": _table_name(value["table"])})
-        elif keys == TABLE:
-            yield _Thing("table", _table_name(value), {})
-        elif is_snapshot(value):
-            yield _Thing("snapshot", value["name"], {"digest": value["digest"], "tables": value["tables"]})
-        elif "video_sha" in keys:
-            facts = {k: v for k, v in value.items() if k != "video_sha"}
-            yield _Thing("video", value["video_sha"], facts)
-        elif keys == FILE:
-            kind = "checkpoint" if value["path"].endswith(".safetensors") else "file"
-            yield _Thing(kind, value["sha256"], {"path": value["path"]})
-        else:
-            for inner in value.values():
-                yield from _things(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _things(inner)
-
-
-def is_snapshot(value: Any) -> bool:
-    """Tell whether a value of a run's inputs or outputs is a reference to a snapshot."""
-    return isinstance(value, Mapping) and {"name", "tables", "digest"} <= set(value)
-
-
-def _table_name(ref: Mapping[str, Any]) -> str:
-    return f"{Path(ref['uri']).stem}@{ref['version']}"
+_OF_A_PASS = {"run_id", "track_digest", "detect_digest"}
+"""What is said of a video's rows, and not of the video."""
 
 
 class History:
@@ -90,28 +29,29 @@ class History:
     def __init__(self, store: str) -> None:
         self.store = store
         self.runs = tables.find_runs(store, "true")
-        self._makers: dict[tuple[str, str], list[RunRecord]] = {}
-        for run in self.runs:
-            for thing in _things(run.outputs):
-                if thing.kind == "video" and run.stage != "track_video":
-                    continue  # others name it; its rows are the tracking pass's, whose record tells of the detections
-                self._makers.setdefault((thing.kind, thing.name), []).append(run)
+        self._walk = Walk(self.runs)
 
     def find(self, ref: str) -> Node:
         """Resolve what a user typed.
 
         A run id, a snapshot, table@version, or (the start of) the SHA-256 of a checkpoint, video or embeddings'
-        encoder; the path of a file with that content, or where a video lay when it was read; RUN:FIGURE, as in
-        3f2a56b7c8d9:mAP; a tracklet; TRACKLET@FRAME, one of its crops.
+        encoder; the path of a file with that content, or where a video, checkpoint or report lay; RUN:FIGURE, as in
+        3f2a56b7c8d9:mAP, and RUN:FIGURE@PROTOCOL/SPLIT where a run has several; a tracklet; TRACKLET@FRAME, one of its
+        crops. What the store calls by that name goes before a file that happens to be called so.
 
         Raises:
             StoreError: nothing, or more than one thing, goes by that name.
         """
-        found = self._resolve(ref)
+        run = self._walk.run(ref)
+        if run is not None:
+            return self._walk.from_run(run)
+        known = self._known()
+        found = [thing for thing in known.values() if thing.name == ref]
         if not found:
-            rows = self._figure(ref) or self._crop(ref) or self._tracklet(ref)
+            rows = self._figure(ref) or self._version(ref, known) or self._crop(ref) or self._tracklet(ref)
             if rows is not None:
                 return rows
+            found = self._of_file(ref, known)
         if len(found) != 1:
             names = ", ".join(sorted(f"{t.kind} {t.name[:16]}" for t in found)) or "nothing"
             raise StoreError(
@@ -119,46 +59,111 @@ class History:
                 "TRACKLET@FRAME, video or checkpoint (path or SHA-256), embeddings digest or table@version. "
                 "`csip train-csip` prints them at its end."
             )
-        return self._walk(found[0], None, frozenset())
+        (thing,) = found
+        if thing.kind == "table":
+            return self._version(ref, known) or self._walk.from_thing(thing)
+        return self._walk.from_thing(thing)
 
-    def _resolve(self, ref: str) -> list[_Thing]:
-        """List what runs have made or read that goes by this name."""
-        if Path(ref).is_file():
-            ref = digest_file(Path(ref))
-        known = self._known()
-        exact = [t for t in known.values() if t.name == ref] or self._made_by(ref)
-        found = exact or [t for t in known.values() if len(ref) >= _ENOUGH and t.name.startswith(ref)]
-        return found or [known["video", sha] for sha in self._lay_at(ref) if ("video", sha) in known]
+    def _known(self) -> dict[Key, Thing]:
+        """List all that runs have made or read, what is published and every video that was offered."""
+        known = dict(self._of_runs)
+        for name, row in tables.read_snapshots(tables.current(self.store, "snapshots")).items():
+            facts = {"digest": row["digest"], "tables": row["tables"]}
+            known.setdefault(("snapshot", name), Thing("snapshot", name, facts))
+        columns = ["path", "status", "reason"]
+        for row in tables.read(tables.current(self.store, "videos"), columns).to_pylist():
+            key = "video", row["video_sha"]
+            why = {} if row["status"] == "ok" else {"status": row["status"], "reason": row["reason"]}
+            told = known[key].facts if key in known else {"path": row["path"]}
+            known[key] = Thing(*key, {**told, **why})
+        return known
 
-    def _lay_at(self, path: str) -> list[str]:
-        """List the videos that lay there when they were last read."""
-        where = f"path = {tables.quote(str(Path(path).absolute()))}"
-        rows = tables.read(tables.current(self.store, "videos"), ["video_sha"], where).to_pylist()
-        return [row["video_sha"] for row in rows]
+    @functools.cached_property
+    def _of_runs(self) -> Mapping[Key, Thing]:
+        """List what runs have made or read, as it was called last."""
+        known: dict[Key, Thing] = {}
+        for thing in (one for run in self.runs for one in (*things_in(run.outputs), *things_in(run.inputs))):
+            facts: Mapping[str, Any] = thing.facts
+            if thing.kind == "video":
+                before = known[thing.key].facts if thing.key in known else {}
+                facts = {**before, **{name: fact for name, fact in facts.items() if name not in _OF_A_PASS}}
+            known[thing.key] = Thing(*thing.key, facts)
+        return known
 
-    def _known(self) -> dict[tuple[str, str], _Thing]:
-        return {(t.kind, t.name): t for run in self.runs for t in (*_things(run.outputs), *_things(run.inputs))}
+    def _of_file(self, ref: str, known: Mapping[Key, Thing]) -> list[Thing]:
+        """List what goes by a file's content, the start of a digest, or where it lay when it was last read."""
+        sha = _content(Path(ref))
+        found = [thing for thing in known.values() if sha and thing.name == sha]
+        found = found or [t for t in known.values() if len(ref) >= _ENOUGH and t.name.startswith(ref)]
+        if found:
+            return found
+        lay = self._lay_at(ref, known)
+        if sha and lay:
+            told = ", ".join(f"{thing.kind} {thing.name[:16]}" for thing in lay)
+            raise StoreError(
+                f"Store {self.store}: {ref} holds a file of SHA-256 {sha[:16]} now, which this store does not know; "
+                f"recorded there: {told}. Name that one by its SHA-256, or restore the file."
+            )
+        return lay
 
-    def _made_by(self, run_id: str) -> list[_Thing]:
-        return [thing for run in self.runs if run.run_id == run_id for thing in _things(run.outputs)][:1]
+    def _lay_at(self, ref: str, known: Mapping[Key, Thing]) -> list[Thing]:
+        """List the videos that lay there when they were last read, or what else runs say lay there."""
+        places = {_spell(place) for place in (ref, os.path.realpath(ref), Path(ref).absolute())}
+        rows = tables.read(tables.current(self.store, "videos"), ["path"]).to_pylist()
+        videos = [known["video", row["video_sha"]] for row in rows if row["path"] in places]
+        return videos or [thing for thing in known.values() if thing.facts.get("path") in places]
 
     def _figure(self, ref: str) -> Node | None:
         """Find one figure of a run: a score of an evaluation, by encoder, or a training's figure over its epochs."""
-        run_id, _, name = ref.rpartition(":")
-        made = self._made_by(run_id)
-        if not made:
+        run_id, _, rest = ref.partition(":")
+        run = self._walk.run(run_id)
+        if run is None:
             return None
         where = f"run_id = {tables.quote(run_id)}"
-        scores = tables.read(tables.current(self.store, "results"), ["encoder", "name", "value"], where).to_pylist()
-        epochs = tables.read(tables.current(self.store, "metrics"), ["step", "name", "value"], where).to_pylist()
-        facts = {row["encoder"]: row["value"] for row in scores if row["name"] == _FIGURES.get(name, name)}
+        scores = tables.read(tables.current(self.store, "results"), ["value"], where).to_pylist()
+        epochs = tables.read(tables.current(self.store, "metrics"), ["value"], where).to_pylist()
+        names = {row["name"] for row in (*scores, *epochs)}
+        name, _, place = (rest, "", "") if _FIGURES.get(rest, rest) in names else rest.rpartition("@")
+        facts = self._score(ref, f"{run_id}:{name}", place, scores)
         steps = sorted((row["step"], row["value"]) for row in epochs if row["name"] == name)
         if steps:
             facts |= {"epochs": len(steps), "first": steps[0][1], "last": steps[-1][1]}
         if not facts:
-            known = ", ".join(sorted({row["name"] for row in (*scores, *epochs)})) or "none"
-            raise StoreError(f"Store {self.store}: run {run_id} has no figure {name!r}; it has: {known}.")
-        return Node("figure", ref, facts, None, (self._walk(made[0], None, frozenset()),))
+            told = ", ".join(sorted(names)) or "none"
+            raise StoreError(f"Store {self.store}: run {run_id} has no figure {name or rest!r}; it has: {told}.")
+        return Node("figure", ref, facts, None, (self._walk.from_run(run),))
+
+    def _score(self, ref: str, figure: str, place: str, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Gather a score's values under one protocol and split, by encoder; nothing where a run has no such score."""
+        name = figure.partition(":")[2]
+        own = [row for row in scores if row["name"] == _FIGURES.get(name, name)]
+        places = list(dict.fromkeys((row["protocol"], row["split"]) for row in own))
+        wanted = [one for one in places if place in ("", *one, "/".join(one))]
+        if not own:
+            return {}
+        if len(wanted) != 1:
+            told = ", ".join(f"{figure}@{'/'.join(one)}" for one in places)
+            raise StoreError(
+                f"Store {self.store}: {ref!r} names {len(wanted)} of {len(places)} values, expected one of: {told}."
+            )
+        protocol, split = wanted[0]
+        mine = {row["encoder"]: row["value"] for row in own if (row["protocol"], row["split"]) == wanted[0]}
+        return {"protocol": protocol, "split": split, **mine}
+
+    def _version(self, ref: str, known: Mapping[Key, Thing]) -> Node | None:
+        """Find a version of a table that a run left or read, or that snapshots pin."""
+        name, _, version = ref.partition("@")
+        if name not in tables.TABLES or not version.isdecimal():
+            return None
+        rows = tables.read_snapshots(tables.current(self.store, "snapshots"))
+        pins = [one for one, row in rows.items() if row["tables"].get(name) == int(version)]
+        thing = known.get(("table", ref))
+        if thing is None and not pins:
+            return None
+        node = self._walk.from_thing(thing or Thing("table", ref, {}))
+        facts = {**node.facts, **({"pinned_by": ", ".join(pins)} if pins else {})}
+        behind = () if node.made_by else tuple(self._walk.from_thing(known["snapshot", one]) for one in pins)
+        return Node(node.kind, node.name, facts, node.made_by, (*node.sources, *behind))
 
     def _crop(self, ref: str) -> Node | None:
         """Find one crop of a tracklet."""
@@ -187,50 +192,30 @@ class History:
             return None
         facts = rows[0]
         del facts["tracklet_id"]
-        known = self._known()
+        known = self._of_runs
         video = known.get(("video", facts.pop("video_sha")))
-        behind = [video] if video else self._snapshots_with(ref, known.values())
+        if video is None:
+            behind = [self._walk.from_thing(one) for one in self._snapshots_with(ref, known.values())]
+            return Node("tracklet", ref, facts, None, tuple(behind))
         # A video may have been tracked several times: the run that made this tracklet, not the newest.
-        made = [run.started for run in self.runs if video and self._tracked(run, video.name, facts["track_digest"])]
-        before = made[-1] if made else None
-        return Node("tracklet", ref, facts, None, tuple(self._walk(one, before, frozenset()) for one in behind))
+        made = self._walk.tracked(video, facts["track_digest"])
+        return Node("tracklet", ref, facts, None, (self._walk.from_video(video, made),))
 
-    @staticmethod
-    def _tracked(run: RunRecord, video: str, digest: str) -> bool:
-        outputs = run.outputs if isinstance(run.outputs, Mapping) else {}
-        return run.stage == "track_video" and (outputs.get("video_sha"), outputs.get("track_digest")) == (video, digest)
-
-    def _snapshots_with(self, tracklet: str, known: Iterable[_Thing]) -> list[_Thing]:
+    def _snapshots_with(self, tracklet: str, known: Iterable[Thing]) -> list[Thing]:
         """Find what stands behind a tracklet that no video does: the snapshots that an import made of it."""
         where = f"tracklet_id = {tables.quote(tracklet)}"
         names = set(tables.read(tables.current(self.store, "splits"), [], where)["dataset"].to_pylist())
         return [thing for thing in known if thing.kind == "snapshot" and thing.name in names]
 
-    def _walk(self, thing: _Thing, before: str | None, above: frozenset[tuple[str, str]]) -> Node:
-        key = (thing.kind, thing.name)
-        makers = self._makers.get(key, []) if key not in above else []
-        # A later run may give the same thing again, from another snapshot: the one that gave this very version made it.
-        same = [run for run in makers if any(t == thing for t in _things(run.outputs))]
-        makers = same or makers
-        earlier = [run for run in makers if before is None or run.started <= before]
-        run = (earlier or makers or [None])[-1]  # type: ignore[list-item]
-        sources: list[Node] = []
-        if run is not None:
-            seen: set[tuple[str, str]] = set()
-            for source in _things(run.inputs):
-                if (source.kind, source.name) not in seen | {key}:
-                    seen.add((source.kind, source.name))
-                    sources.append(self._walk(source, run.started, above | {key}))
-        return Node(thing.kind, thing.name, thing.facts, run, tuple(sources))
+
+def _content(path: Path) -> str:
+    """Digest a file; empty where there is none, or none that can be read."""
+    try:
+        return digest_file(path) if path.is_file() else ""
+    except OSError:
+        return ""
 
 
-def flatten(root: Node) -> list[Node]:
-    """List a thing and everything behind it, each once, in the order of a walk from the root."""
-    seen: dict[tuple[str, str], Node] = {}
-    todo = [root]
-    while todo:
-        node = todo.pop(0)
-        if (node.kind, node.name) not in seen:
-            seen[(node.kind, node.name)] = node
-            todo.extend(node.sources)
-    return list(seen.values())
+def _spell(path: str | Path) -> str:
+    """Write a path as `videos` has it."""
+    return str(path).encode(errors="backslashreplace").decode()

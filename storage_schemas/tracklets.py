@@ -4,6 +4,13 @@ import pyarrow as pa
 
 from storage_schemas.fields import column, key, table
 
+APPEARED, JUMPED, LEFT, ENDED = "appeared", "identity jump", "left", "video ended"
+"""Why a tracklet begins or ends, in the tracker's words."""
+UNKNOWN = "unknown"
+"""The same of what no tracker of ours made, or none that said."""
+BEGINS = (APPEARED, JUMPED, UNKNOWN)
+ENDS = (LEFT, JUMPED, ENDED, UNKNOWN)
+
 SCHEMA = table(
     key("tracklet_id", pa.string(), 1, "deterministic: video (or data set), settings and the number there"),
     column("video_sha", pa.string(), "SHA-256 of the video's bytes; empty on benchmarks, which have none"),
@@ -18,16 +25,16 @@ SCHEMA = table(
     column(
         "begins",
         pa.string(),
-        "why it begins, in the tracker's words, for example 'appeared' or 'identity jump'",
+        "why it begins, in the tracker's words: 'appeared', 'identity jump' or 'unknown'",
         since=3,
-        default="unknown",
+        default=UNKNOWN,
     ),
     column(
         "ends",
         pa.string(),
-        "why it ends, in the tracker's words, for example 'lost' or 'video ended'",
+        "why it ends, in the tracker's words: 'left', 'identity jump', 'video ended' or 'unknown'",
         since=3,
-        default="unknown",
+        default=UNKNOWN,
     ),
     column(
         "interpolated_frames",

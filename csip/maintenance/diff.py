@@ -24,7 +24,7 @@ from csip.tables import RunRecord, quote, table_uri
 from csip.types import TableRef
 from storage_schemas import TABLES
 
-MOST_NAMES = 20
+MOST_NAMES = 5
 
 _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "videos": (("video_sha",), ()),

@@ -9,10 +9,10 @@ from pathlib import Path
 from csip import tables
 from csip.errors import StoreError
 from csip.files import digest_file
-from csip.lineage import FILE, TABLE
 from csip.maintenance.findings import Finding
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import named_files, references, snapshots_in
+from csip.references import FILE, TABLE
 from csip.tables import RunRecord, table_uri
 from csip.types import TableRef
 from storage_schemas import TABLES

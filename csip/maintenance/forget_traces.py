@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from csip import tables
-from csip.lineage import FILE
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import references, snapshots_in
 from csip.maintenance.snapshots import extractions, generations
+from csip.references import FILE
 from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
 

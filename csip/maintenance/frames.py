@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
@@ -21,19 +20,21 @@ from csip.extractors import read_extractors
 from csip.joints import LAYOUTS
 from csip.maintenance import keys
 from csip.maintenance.look import Look
+from csip.maintenance.values import BoolArray, odd_boxes, odd_keypoints
 from csip.types import IntArray, TableRef
 from storage_schemas import TABLES
+from storage_schemas.tracklets import BEGINS, ENDS
 
 _IMAGES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP"}
+_BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 _PICTURES = 256
 _ROWS = 8192
-BoolArray = npt.NDArray[np.bool_]
 
 
 def check_tracklets(look: Look, ref: TableRef) -> None:
     """Read all tracklets of a pinned version, which number them, and look whether each one's frames add up."""
     columns = ["tracklet_id", "video_sha", "track_digest", "first_frame", "last_frame", "num_frames"]
-    columns.append("interpolated_frames")
+    columns += ["first_time", "last_time", "begins", "ends", "interpolated_frames"]
     whole = pa.Table.from_batches(tables.stream(ref, columns), _schema("tracklets", columns))
     numbered = look.numbers.of([whole["tracklet_id"].combine_chunks()])
     _, first = np.unique(numbered, return_index=True)
@@ -46,24 +47,36 @@ def check_tracklets(look: Look, ref: TableRef) -> None:
     filled = look.column("interpolated_frames")
     odd = (filled < 0) | (filled >= np.maximum(count, 1))
     look.say_some("tracklets", look.names(odd), "rows have more interpolated frames than frames, or less than none")
+    first_time, last_time = (np.asarray(look.tracklets[name], np.float64) for name in ("first_time", "last_time"))
+    odd = ~(np.isfinite(first_time) & np.isfinite(last_time) & (first_time <= last_time))
+    look.say_some("tracklets", look.names(odd), "rows end before they begin, by their time")
+    for name, words in (("begins", BEGINS), ("ends", ENDS)):
+        strange = [
+            f"{i} ({word!r})"
+            for i, word in zip(look.texts("tracklet_id"), look.texts(name), strict=True)
+            if word not in words
+        ]
+        look.say_some("tracklets", strange, f"rows have another word in `{name}` than {', '.join(words)}")
 
 
 def check_crops(look: Look, ref: TableRef) -> None:
-    """Look whether each tracklet has a crop a frame, each once, all within it; `look.deep`, whether it is a picture.
+    """Look whether each tracklet has a crop a frame, each once, all within it; `look.deep`, whether all decode.
 
     Of a video, the crops of interpolated boxes, whose score is zero, are as many as the tracklet says.
     """
-    columns = ["tracklet_id", "frame_index", "score", *(("media_type", "image") if look.deep else ())]
-    parts, broken, filled = [], [], []
+    columns = ["tracklet_id", "frame_index", "score", "box", *(("media_type", "image") if look.deep else ())]
+    parts, broken, filled, odd = [], [], [], []
     for batch in tables.stream(ref, columns, batch_rows=_PICTURES if look.deep else _ROWS):
         parts.append(keys.pack(look.numbers, batch, ["tracklet_id"], ["frame_index"]))
         filled.append(parts[-1][np.asarray(batch.column("score")) == 0])
+        odd.append(parts[-1][odd_boxes(batch.column("box"))])
         if look.deep:
             bad = np.array([not _is_picture(*pair) for pair in _pairs(batch)], np.bool_)
             broken.append(parts[-1][bad])
     look.crops = np.sort(keys.join(parts))
     look.say_some("crops", look.frames_of(keys.repeated(look.crops)), "keys stand in several rows")
-    look.say_some("crops", look.frames_of(np.sort(keys.join(broken))), "rows have no picture of their media type")
+    look.say_some("crops", look.frames_of(np.sort(keys.join(broken))), "rows have no whole picture of their media type")
+    look.say_some("crops", look.frames_of(np.sort(keys.join(odd))), "rows have boxes that are inverted or not finite")
     count = _counted(look, "crops", look.crops)
     expected = look.column("num_frames")
     wanted = ~_skeleton_only(look) | _per_generation(look, count > 0)
@@ -79,10 +92,11 @@ def check_crops(look: Look, ref: TableRef) -> None:
 def check_skeletons(look: Look, ref: TableRef) -> None:
     """Look whether layouts are known, and whether there is one row for each crop, or each frame where there is none."""
     columns = ["tracklet_id", "frame_index", "extractor_digest", "layout", "keypoints"]
-    parts, makers, layouts = [], keys.Numbers(), set()
+    parts, odd, makers, layouts = [], [], keys.Numbers(), set()
     for batch in tables.stream(ref, columns):
         parts.append(keys.pack(look.numbers, batch, ["tracklet_id"], ["frame_index"]))
         makers.of([batch.column("tracklet_id"), batch.column("extractor_digest")])
+        odd.append(parts[-1][odd_keypoints(batch.column("keypoints"))])
         joints = pc.list_value_length(batch.column("keypoints"))
         layouts |= set(zip(batch.column("layout").to_pylist(), joints.to_pylist(), strict=True))
     for layout, joints in sorted(layouts):
@@ -90,6 +104,7 @@ def check_skeletons(look: Look, ref: TableRef) -> None:
         if expected != joints:
             told = f"expected {expected} joints" if expected else f"expected a layout of {sorted(LAYOUTS)}"
             look.say("skeletons", f"found rows of layout {layout!r} with {joints} joints, {told}.")
+    look.say_some("skeletons", look.frames_of(np.sort(keys.join(odd))), "rows have keypoints that are not finite")
     look.poses = np.sort(keys.join(parts))
     names = look.frames_of(keys.repeated(look.poses))
     several = len(makers) > len({tracklet for tracklet, _ in makers.names})
@@ -170,14 +185,17 @@ def _pairs(batch: pa.RecordBatch) -> list[tuple[str, bytes]]:
 
 
 def _is_picture(media_type: str, image: bytes) -> bool:
-    """Read a picture's header; its pixels are not decoded."""
+    """Decode a picture to its end, at an eighth of its size where its format lets that be."""
     kind = _IMAGES.get(media_type)
     if kind is None:
         return False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            size = Image.open(io.BytesIO(image), formats=[kind]).size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            # No frame is as large: to decode what says so would fill the memory.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(image), formats=[kind])
+            picture.draft("L", (1, 1))
+            picture.load()
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, *_BOMBS):
         return False
-    return min(size) > 0
+    return min(picture.size) > 0

@@ -97,6 +97,11 @@ def split_frames(keys: UIntArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     return number, (keys & np.uint64((1 << FRAME_BITS) - 1)).astype(np.int64)
 
 
+def split_pairs(keys: UIntArray) -> tuple[UIntArray, npt.NDArray[np.int64]]:
+    """Take keys of a name, a frame and a number in it apart: (N,) keys of the names and frames, (N,) numbers."""
+    return keys >> np.uint64(_SECOND_BITS), (keys & np.uint64((1 << _SECOND_BITS) - 1)).astype(np.int64)
+
+
 def of_frames(number: npt.NDArray[np.int64], frame: npt.NDArray[np.int64]) -> UIntArray:
     """Make the keys that `split_frames` takes apart."""
     return (number.astype(np.uint64) << np.uint64(FRAME_BITS)) | frame.astype(np.uint64)

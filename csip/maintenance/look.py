@@ -31,6 +31,7 @@ class Look:
         tracklets: T rows, in the order of their numbers.
         crops: (N,) keys of tracklet and frame, sorted.
         poses: (M,) the same of `skeletons`.
+        videos: SHA-256 of those in `videos`.
     """
 
     store: str
@@ -43,6 +44,7 @@ class Look:
     tracklets: pa.Table = None
     crops: keys.UIntArray = field(default_factory=lambda: keys.join([]))
     poses: keys.UIntArray = field(default_factory=lambda: keys.join([]))
+    videos: set[str] = field(default_factory=set)
 
     def say(self, where: str, text: str, kind: Kind = "fault") -> None:
         """Note what was found."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from csip import tables
-from csip.lineage import FILE, TABLE, is_snapshot
+from csip.references import FILE, TABLE, is_snapshot
 from csip.tables import RunRecord, table_uri
 from csip.types import TableRef
 from storage_schemas import TABLES

@@ -14,11 +14,14 @@ import numpy as np
 from csip import tables
 from csip.errors import StoreError
 from csip.maintenance import keys
+from csip.maintenance.embeddings import check_embeddings
 from csip.maintenance.files import check_runs, find_leftovers
 from csip.maintenance.findings import Finding
 from csip.maintenance.frames import check_crops, check_skeletons, check_tracklets
 from csip.maintenance.look import Look
 from csip.maintenance.snapshots import extractions, generations, published
+from csip.maintenance.values import odd_boxes, odd_keypoints
+from csip.references import things_in
 from csip.tables import table_uri
 from csip.types import TableRef
 from storage_schemas import TABLES
@@ -31,8 +34,8 @@ def verify(store: str, snapshots: Sequence[str] = (), *, deep: bool = False) -> 
 
     Args:
         store: the store's folder.
-        snapshots: look at these only, and neither at runs nor for leftovers; empty: at all there is.
-        deep: also look into every crop, whether it begins as a picture of its kind.
+        snapshots: look at these only, and neither at runs and embeddings nor for leftovers; empty: at all there is.
+        deep: also decode every crop, whether it is a whole picture of its kind.
 
     Returns:
         What is wrong ("fault"), and what lies about without harm ("leftover").
@@ -45,6 +48,7 @@ def verify(store: str, snapshots: Sequence[str] = (), *, deep: bool = False) -> 
     found = [finding for row in rows.values() for finding in _check_snapshot(Look(store, row, runs, deep))]
     if not snapshots:
         found += check_runs(store, runs, set(rows))
+        found += check_embeddings(store, runs, rows)
         found += find_leftovers(store, runs, set(rows))
     return found
 
@@ -130,6 +134,7 @@ def _check_videos(look: Look, ref: TableRef) -> None:
     shas = [sha for batch in tables.stream(ref, ["video_sha"]) for sha in batch.column(0).to_pylist()]
     if len(shas) != len(set(shas)):
         look.say("videos", f"{len(shas) - len(set(shas))} rows have the key of another one.")
+    look.videos = set(shas)
     gone = sorted(set(look.row["videos"]) - set(shas))
     look.say_some("videos", [sha[:12] for sha in gone], "videos of the snapshot are not there")
     gone = sorted(set(look.texts("video_sha")) - set(shas) - {""})
@@ -137,18 +142,36 @@ def _check_videos(look: Look, ref: TableRef) -> None:
 
 
 def _check_detections(look: Look, ref: TableRef) -> None:
-    numbers, parts = keys.Numbers(), []
-    for batch in tables.stream(ref, ["video_sha", "detect_digest", "frame_index", "n"]):
+    """Check the keys, whether the numbers can be, whose video it is, and how many there are."""
+    numbers, parts, boxes, poses = keys.Numbers(), [], [], []
+    for batch in tables.stream(ref, ["video_sha", "detect_digest", "frame_index", "n", "box", "keypoints"]):
         parts.append(keys.pack(numbers, batch, ["video_sha", "detect_digest"], ["frame_index", "n"]))
+        boxes.append(parts[-1][odd_boxes(batch.column("box"))])
+        poses.append(parts[-1][odd_keypoints(batch.column("keypoints"))])
     found = np.sort(keys.join(parts))
     if len(keys.repeated(found)):
         look.say("detections", f"{len(keys.repeated(found))} keys stand in several rows.")
-    names, counts = np.unique((found >> np.uint64(keys.FRAME_BITS + 10)).astype(np.int64), return_counts=True)
-    have = dict(zip((numbers.names[n] for n in names.tolist()), counts.tolist(), strict=True))
+    for odd, text in ((boxes, "boxes that are inverted or not finite"), (poses, "keypoints that are not finite")):
+        frame, _ = keys.split_pairs(np.sort(keys.join(odd)))
+        number, index = keys.split_frames(frame)
+        names = [
+            f"video {numbers.names[n][0][:12]} frame {f}" for n, f in zip(number.tolist(), index.tolist(), strict=True)
+        ]
+        look.say_some("detections", names, f"rows have {text}")
+    number, _ = keys.split_frames(keys.split_pairs(found)[0])
+    own, counts = np.unique(number, return_counts=True)
+    have = dict(zip((numbers.names[n] for n in own.tolist()), counts.tolist(), strict=True))
+    strange = sorted({sha for sha, _ in have} - look.videos - _videos_of_runs(look))
+    look.say_some("detections", [sha[:12] for sha in strange], "videos that are not there have rows")
     for sha, run in extractions(look.row, look.runs).items():
         there, expected = have.get((sha, run.outputs["detect_digest"]), 0), run.counts["detections"]
         if there != expected:
             look.say("detections", f"video {sha[:12]}: found {there} rows, expected {expected} (run {run.run_id}).")
+
+
+def _videos_of_runs(look: Look) -> set[str]:
+    """Name the videos that any run read or left: of one that is being built, detections come before its own row."""
+    return {one.name for run in look.runs for one in things_in([run.inputs, run.outputs]) if one.kind == "video"}
 
 
 def _check_counts(look: Look) -> None:

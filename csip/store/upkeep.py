@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 FRAGMENT_BYTES = 1 << 28
 FRAGMENT_ROWS = 1 << 20
+SMALL_BYTES = 1 << 24
+MANY_SMALL = 32
 _DELETED_SHARE = 0.1
 
 
@@ -110,9 +112,8 @@ def _preempted(error: Exception, ref: TableRef) -> bool:
 
 
 def _compaction(
-    ref: TableRef, leave: Iterable[int], *, deleted_share: float = _DELETED_SHARE
+    ref: TableRef, whole: Extent, leave: Iterable[int], *, deleted_share: float = _DELETED_SHARE
 ) -> tuple[lance.LanceDataset, CompactionOptions]:
-    whole = extent(ref)
     each = whole.data_bytes // max(whole.rows, 1)
     rows = max(1, min(FRAGMENT_ROWS, FRAGMENT_BYTES // max(each, 1)))
     return open_version(ref), {
@@ -122,9 +123,43 @@ def _compaction(
     }
 
 
+def _merge(dataset: lance.LanceDataset, options: CompactionOptions) -> None:
+    done = [task.execute(dataset) for task in Compaction.plan(dataset, options).tasks]
+    if done:
+        Compaction.commit(dataset, done, options)
+
+
+def merge_small(ref: TableRef) -> None:
+    """Merge a table's small fragments where they have become many; large ones are left to `compact`.
+
+    A commit makes a fragment, and every fragment costs each later commit and look-up about half a millisecond: a
+    thousand short videos would come at a crawl. Where others write at the same time, their commits go first, and the
+    merging is left to one of them. The old files stay until the versions that name them are cleaned up.
+
+    Args:
+        ref: the version that was just committed.
+
+    Raises:
+        StoreError: the merged rows cannot be written; the table is as it was.
+    """
+    whole = extent(ref)
+    large = [number for number, size in whole.fragments.items() if size >= SMALL_BYTES]
+    if len(whole.fragments) - len(large) < MANY_SMALL:
+        return
+    dataset, options = _compaction(ref, whole, large)
+    try:
+        _merge(dataset, options)
+    except (OSError, CommitConflictError) as error:
+        if not preempted(error):
+            raise StoreError(
+                f"{ref.uri}: its many small files cannot be merged ({why(error)}). What was committed stays; free "
+                "space or mend the permissions, and run the same command again."
+            ) from error
+
+
 def plan_compaction(ref: TableRef, leave: Iterable[int]) -> list[int]:
     """List the fragments that `compact` would write anew."""
-    dataset, options = _compaction(ref, leave)
+    dataset, options = _compaction(ref, extent(ref), leave)
     return sorted(f.id for task in Compaction.plan(dataset, options).tasks for f in task.fragments)
 
 
@@ -143,11 +178,9 @@ def compact(ref: TableRef, leave: Iterable[int], *, deleted_share: float = _DELE
     Returns:
         Whether it was committed.
     """
-    dataset, options = _compaction(ref, leave, deleted_share=deleted_share)
+    dataset, options = _compaction(ref, extent(ref), leave, deleted_share=deleted_share)
     try:
-        done = [task.execute(dataset) for task in Compaction.plan(dataset, options).tasks]
-        if done:
-            Compaction.commit(dataset, done, options)
+        _merge(dataset, options)
     except (OSError, CommitConflictError) as error:
         return _preempted(error, ref)
     return True

@@ -11,6 +11,7 @@ from lance.commit import CommitConflictError
 
 from csip.errors import SchemaMismatchError, StoreError
 from csip.store.committing import commit, open_for_writing
+from csip.store.upkeep import merge_small
 from csip.store.versions import is_address, table_uri, try_open, why
 from csip.types import TableRef
 from storage_schemas import TABLES
@@ -115,7 +116,9 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
         merge.execute(rows.cast(TABLES[name]))
         return TableRef(dataset.uri, dataset.version)
 
-    return commit(table_uri(store, name), f"{len(rows)} rows", attempt)
+    done = commit(table_uri(store, name), f"{len(rows)} rows", attempt)
+    merge_small(done)
+    return done
 
 
 def describe(store: str, name: str, facts: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig, WalkersConfig
@@ -136,7 +138,66 @@ def an_outside_crop(store):
     put(store, "crops", [row | {"frame_index": 19}])
 
 
+def see(store, **values):
+    """Store a detection of the snapshot's video, which needs no run."""
+    row = {"video_sha": f"{0:064d}", "detect_digest": "1" * 64, "frame_index": 3, "n": 0, "time": 0.0, "score": 1.0}
+    put(store, "detections", [row | {"box": [0.0, 0.0, 4.0, 9.0], "keypoints": [[0.0, 0.0, 1.0]] * 17} | values])
+
+
+NAN, INF = float("nan"), float("inf")
 FAULTS = {
+    "a tracklet begins for no reason the tracker knows": (
+        lambda s: change(s, "tracklets", "tracklet_id = 'b'", begins="lost"),
+        ["tracklets: 1 rows have another word in `begins` than appeared, identity jump, unknown: b ('lost')."],
+    ),
+    "a tracklet ends for no reason the tracker knows": (
+        lambda s: change(s, "tracklets", "tracklet_id = 'a'", ends="appeared"),
+        ["in `ends` than left, identity jump, video ended, unknown: a ('appeared')."],
+    ),
+    "a tracklet ends before its time": (
+        lambda s: change(s, "tracklets", "tracklet_id = 'a'", last_time=0.1),
+        ["tracklets: 1 rows end before they begin, by their time: a."],
+    ),
+    "a tracklet has no time": (
+        lambda s: change(s, "tracklets", "tracklet_id = 'a'", first_time=NAN),
+        ["tracklets: 1 rows end before they begin, by their time: a."],
+    ),
+    "a crop's box is inverted": (
+        lambda s: change(s, "crops", "tracklet_id = 'a' AND frame_index = 12", box=[9.0, 0.0, 8.0, 5.0]),
+        ["crops: 1 rows have boxes that are inverted or not finite: a frame 12."],
+    ),
+    "a crop's box is upside down": (
+        lambda s: change(s, "crops", "tracklet_id = 'a' AND frame_index = 12", box=[0.0, 6.0, 8.0, 5.0]),
+        ["crops: 1 rows have boxes that are inverted or not finite: a frame 12."],
+    ),
+    "crops' boxes are no numbers": (
+        lambda s: change(s, "crops", "tracklet_id = 'b' AND frame_index < 2", box=[0.0, 0.0, INF, NAN]),
+        ["crops: 2 rows have boxes that are inverted or not finite: b frame 0, b frame 1."],
+    ),
+    "a keypoint is no number": (
+        lambda s: other_skeleton(s, keypoints=[[0.0, 0.0, 1.0]] * 16 + [[0.0, NAN, 1.0]]),
+        ["skeletons: 1 rows have keypoints that are not finite: a frame 12."],
+    ),
+    "a keypoint is infinite": (
+        lambda s: other_skeleton(s, keypoints=[[-INF, 0.0, 1.0]] + [[0.0, 0.0, 1.0]] * 16),
+        ["skeletons: 1 rows have keypoints that are not finite: a frame 12."],
+    ),
+    "a detection's box is inverted": (
+        lambda s: see(s, box=[4.0, 0.0, 3.0, 9.0]),
+        ["detections: 1 rows have boxes that are inverted or not finite: video 000000000000 frame 3."],
+    ),
+    "a detection's box is no number": (
+        lambda s: see(s, box=[NAN, 0.0, 3.0, 9.0], n=7),
+        ["detections: 1 rows have boxes that are inverted or not finite: video 000000000000 frame 3."],
+    ),
+    "a detection's keypoint is no number": (
+        lambda s: see(s, keypoints=[[0.0, 0.0, INF]]),
+        ["detections: 1 rows have keypoints that are not finite: video 000000000000 frame 3."],
+    ),
+    "detections of an unknown video": (
+        lambda s: see(s, video_sha="9" * 64),
+        ["detections: 1 videos that are not there have rows: 999999999999."],
+    ),
     "a crop is gone": (
         lambda s: tables.delete(s, "crops", "tracklet_id = 'a' AND frame_index = 12"),
         [
@@ -242,7 +303,7 @@ FAULTS = {
 def test_a_planted_fault_is_found_and_named(store, fault):
     plant, told = FAULTS[fault]
     plant(store)
-    publish(store)
+    publish(store, pins=(*PINS, "detections"))
     found = texts(verify(store))
     for words in told:
         assert any(words in text for text in found), found
@@ -325,7 +386,85 @@ def test_only_a_deep_look_reads_pictures(store):
     publish(store)
     assert texts(verify(store)) == []
     (text,) = texts(verify(store, ["whole"], deep=True))
-    assert "crops: 3 rows have no picture of their media type: a frame 12, b frame 0, b frame 1." in text
+    assert "crops: 3 rows have no whole picture of their media type: a frame 12, b frame 0, b frame 1." in text
+
+
+def test_a_deep_look_finds_a_picture_that_is_cut_behind_its_header(store):
+    (row,) = rows_of(store, "crops", "tracklet_id = 'a' AND frame_index = 12")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    whole = io.BytesIO()
+    Image.fromarray(noise).save(whole, "JPEG")
+    put(store, "crops", [row | {"image": whole.getvalue()}])
+    publish(store)
+    assert texts(verify(store, deep=True)) == []
+    put(store, "crops", [row | {"image": whole.getvalue()[: len(whole.getvalue()) // 2]}])
+    publish(store)
+    assert texts(verify(store)) == []
+    (text,) = texts(verify(store, deep=True))
+    assert "crops: 1 rows have no whole picture of their media type: a frame 12." in text
+
+
+def test_detections_of_a_video_that_is_being_built_are_no_fault(store):
+    # They are written segment by segment; the video's own row comes with the last one.
+    see(store, video_sha="9" * 64)
+    listed = {"videos": [{"video_sha": "9" * 64, "path": "/videos/9.mp4", "camera": "9", "duration": 1.0}]}
+    tables.record_run(store, run_record("l1", "list_videos", listed))
+    publish(store, pins=(*PINS, "detections"))
+    assert texts(verify(store)) == []
+
+
+def embedding(store, tracklet="a", encoder="e", feature=(0.6, 0.8), run="embed"):
+    """Store an embedding, and the run that made it of the snapshot."""
+    row = {"encoder_digest": encoder * 64, "tracklet_id": tracklet, "first_frame": 0, "last_frame": 4, "encoder": "x"}
+    put(store, "embeddings", [row | {"checkpoint_sha": "c" * 64, "feature": list(feature)}])
+    ref = {"table": dataclasses.asdict(tables.current(store, "embeddings")), "encoder_digest": encoder * 64}
+    outputs = ref | {"encoder": "x", "checkpoint_sha": "c" * 64}
+    inputs = {"snapshot": dataclasses.asdict(tables.open_snapshot(store, "whole"))}
+    tables.record_run(store, run_record(f"{run}-{encoder}", run, outputs, inputs))
+
+
+EMBEDDINGS = {
+    "of a tracklet that is nowhere": (
+        {"tracklet": "z"},
+        "1 tracklets that are not there have embeddings: z of eeeeeeee",
+    ),
+    "of another width": (
+        {"tracklet": "b", "feature": (1.0,)},
+        "1 rows have another width than most of their encoder: b",
+    ),
+    "not of length 1": ({"tracklet": "b", "feature": (0.6, 0.9)}, "1 rows are not of length 1: b of eeeeeeeeeeee."),
+    "zero": ({"tracklet": "b", "feature": (0.0, 0.0)}, "1 rows are not of length 1: b of eeeeeeeeeeee."),
+    "no number": ({"tracklet": "b", "feature": (NAN, 1.0)}, "1 rows have numbers that are not finite: b of eeeeeeee"),
+    "infinite": ({"tracklet": "b", "feature": (INF, 1.0)}, "1 rows have numbers that are not finite: b of eeeeeeee"),
+}
+
+
+@pytest.mark.parametrize("fault", EMBEDDINGS)
+def test_a_planted_embedding_that_cannot_be_is_found_and_named(store, fault):
+    for tracklet, first in (("a", (0.6, 0.8)), ("b", (0.0, 1.0))):
+        embedding(store, tracklet, feature=first)
+        embedding(store, tracklet, "f", feature=(1.0, 0.0, 0.0))  # another encoder has its own width
+    put(store, "embeddings", [r | {"first_frame": 1} for r in rows_of(store, "embeddings", "tracklet_id = 'a'")])
+    assert texts(verify(store)) == []
+    planted, told = EMBEDDINGS[fault]
+    embedding(store, **planted)
+    (text,) = texts(verify(store))
+    assert f" embeddings: {told}" in text
+    assert verify(store, ["whole"]) == [], "embeddings are no snapshot's"
+
+
+def test_embeddings_of_skeletons_are_of_any_length(store):
+    embedding(store, feature=(3.0, 4.0), run="embed_skeletons")
+    assert texts(verify(store)) == []
+
+
+def test_embeddings_of_a_snapshot_that_was_dropped_are_left_over(store):
+    embedding(store, "z")
+    assert len(texts(verify(store))) == 1
+    tables.delete(store, "snapshots", "true")
+    found = verify(store)
+    assert texts(found) == []
+    assert any("1 tracklets that are not there have embeddings: z" in t for t in texts(found, "leftover"))
 
 
 def test_what_runs_left_is_checked_by_its_bytes_also_in_a_store_that_was_moved(store, tmp_path):
@@ -457,7 +596,7 @@ def test_two_snapshots_are_told_apart_row_by_row(store):
     assert all(t.only_a + t.only_b + t.changed == 0 and t.rows[0] == t.rows[1] for t in same.tables.values())
 
 
-def test_a_diff_names_the_settings_and_the_first_twenty_rows(store):
+def test_a_diff_names_the_settings_and_the_first_five_rows(store):
     row = rows_of(store, "snapshots")[0]
     put(store, "snapshots", [row | {"config": json.dumps({"track": {"min_frames": 5}, "dataset": "x"})}])
     tables.delete(store, "crops", "true")
@@ -469,7 +608,7 @@ def test_a_diff_names_the_settings_and_the_first_twenty_rows(store):
     found = diff(store, "whole", "other")
     assert found.settings == {"dataset": ("x", None), "track.min_frames": (5, None)}
     assert found.tables["crops"].only_b == 30
-    assert found.tables["crops"].names["only_b"] == tuple(f"a {frame}" for frame in range(100, 120))
+    assert found.tables["crops"].names["only_b"] == tuple(f"a {frame}" for frame in range(100, 105))
 
 
 def test_rows_of_other_data_sets_in_the_same_tables_do_not_count(store, tiny):

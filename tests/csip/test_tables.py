@@ -12,6 +12,8 @@ import pytest
 
 from csip import tables
 from csip.errors import SchemaMismatchError, StoreError
+from csip.store.upkeep import MANY_SMALL, extent
+from csip.store.versions import table_uri
 from csip.tables import Rows, RunRecord, TableRef
 from csip.types import Snapshot
 from storage_schemas import TABLES
@@ -116,6 +118,43 @@ def test_an_upsert_of_the_same_rows_leaves_the_same_rows(store):
     first = tables.upsert(store, "frame_features", features([1, 2]))
     again = tables.upsert(store, "frame_features", features([1, 2]))
     assert tables.read(again) == tables.read(first)
+
+
+def fragments(store):
+    return [fragment.count_rows() for fragment in lance.dataset(table_uri(store, "frame_features")).get_fragments()]
+
+
+def test_many_small_commits_do_not_leave_as_many_pieces_behind_and_change_no_row(store):
+    pinned = None
+    for frame in range(2 * MANY_SMALL + 5):
+        ref = tables.upsert(store, "frame_features", features([frame]))
+        pinned = ref if frame == MANY_SMALL - 2 else pinned
+        assert len(fragments(store)) < MANY_SMALL
+    assert sum(fragments(store)) == 2 * MANY_SMALL + 5
+    # The commit's own version, and one from before all merging, still read as they did.
+    assert frames_of(tables.read(ref)) == list(range(2 * MANY_SMALL + 5))
+    assert frames_of(tables.read(pinned)) == list(range(MANY_SMALL - 1))
+    assert frames_of(tables.read(tables.current(store, "frame_features"))) == list(range(2 * MANY_SMALL + 5))
+
+
+def test_large_pieces_are_not_written_again_with_the_small_ones(store, monkeypatch):
+    tables.upsert(store, "frame_features", features(range(1000)))
+    (size,) = extent(tables.current(store, "frame_features")).fragments.values()
+    monkeypatch.setattr("csip.store.upkeep.SMALL_BYTES", size)
+    for frame in range(MANY_SMALL):
+        tables.upsert(store, "frame_features", features([1000 + frame]))
+    assert fragments(store) == [1000, MANY_SMALL]
+
+
+def test_two_writers_of_many_small_commits_lose_no_row(store):
+    def write(first):
+        for frame in range(first, first + 2 * MANY_SMALL):
+            tables.upsert(store, "frame_features", features([frame]))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, (0, 1000)))
+    expected = [*range(2 * MANY_SMALL), *range(1000, 1000 + 2 * MANY_SMALL)]
+    assert frames_of(tables.read(tables.current(store, "frame_features"))) == expected
 
 
 def test_replace_removes_what_is_not_among_the_new_rows(store):
