@@ -55,7 +55,12 @@ class RuntimeConfig:
     """How the work is done, never what comes out of it.
 
     Attributes:
-        device: "auto" takes the first CUDA device where there is one, else the CPU; or "cpu", "cuda", "cuda:1".
+        device: "auto" takes CUDA devices where there are some, whichever is free, else the CPU; or "cpu", "cuda",
+            "cuda:1".
+        per_device: pose models that may share a device, and trainings; more of them wait until one is done.
+        runner: where the batches of a build are worked on: "local" on this machine, "ray" on a Ray cluster.
+        ray_address: of the cluster, such as "ray://head:10001"; empty: the one that this machine belongs to, else one
+            of this machine alone.
         pose_engine: of .pt weights: "openvino" runs them through OpenVINO (CPU), "pytorch" as they are; "auto" takes
             OpenVINO on the CPU when it is installed. Exported files have an engine of their own.
         pose_batch: frames a pose-model call.
@@ -69,6 +74,8 @@ class RuntimeConfig:
         workers: processes that read and augment training clips, for each training process; 0 does it in that one.
         processes: training processes on this machine, one a device; a batch is shared among them. With dropout on,
             each draws its own masks, so that another number of them gives other (equally good) weights.
+        nodes: machines that train together, this one and those on which `csip join` waits; see README.
+        rendezvous: HOST:PORT under which the other machines reach this one; needed with more than one.
         threads: of a stage's process on the CPU; 0 leaves it to the libraries, which take every core.
         compile: let torch.compile translate the network that stage 2 trains.
         save_seconds: a training writes down where it is this often, to be taken up from there.
@@ -79,6 +86,9 @@ class RuntimeConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     device: str = "auto"
+    per_device: int = 1
+    runner: Literal["local", "ray"] = "local"
+    ray_address: str = ""
     pose_engine: Literal["auto", "openvino", "pytorch"] = "auto"
     pose_batch: int = 4
     encode_threads: int = 2
@@ -89,6 +99,8 @@ class RuntimeConfig:
     decode_limit_factor: float = 20.0
     workers: int = 0
     processes: int = 1
+    nodes: int = 1
+    rendezvous: str = ""
     threads: int = 0
     compile: bool = False
     save_seconds: float = 120.0
@@ -98,7 +110,13 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         _in_range(self, pose_batch=(1, 4096), encode_batch=(1, 65536), decode_threads=(1, 256), workers=(0, 256))
-        _in_range(self, encode_threads=(1, 256))
+        _in_range(self, encode_threads=(1, 256), per_device=(1, 64), nodes=(1, 1024))
+        host, _, port = self.rendezvous.rpartition(":")
+        if self.nodes > 1 and not (host and port.isdigit() and 0 < int(port) < 65_536):
+            raise ValueError(
+                f"RuntimeConfig.rendezvous: got {self.rendezvous!r}, expected HOST:PORT with runtime.nodes="
+                f"{self.nodes}: where the other machines reach this one."
+            )
         _in_range(self, processes=(1, 1024), threads=(0, 4096), save_seconds=(0, _MANY), stop_seconds=(0, 3600))
         _in_range(self, video_batch_seconds=(1, _MANY), stall_seconds=(1, _MANY), decode_stall_seconds=(0.1, 86_400))
         _in_range(self, decode_limit_seconds=(0.1, _MANY), decode_limit_factor=(0, _MANY))
@@ -898,15 +916,23 @@ def with_overrides(experiment: Experiment, assignments: list[str]) -> Experiment
     Raises:
         ValueError: no such section or field (the message lists those there are), or a value that does not fit.
     """
+    changes: dict[str, Any] = {}
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator or not path:
             raise ValueError(f"--set {assignment}: expected section.field=value.")
-        experiment = _assign(experiment, path.split("."), text, path)
-    return experiment
+        _assign(experiment, path.split("."), text, path, changes)
+    # All at once: values that must go together may come in any order.
+    return typing.cast("Experiment", _changed(experiment, changes))
 
 
-def _assign(section: Any, path: list[str], text: str, whole: str) -> Any:
+def _changed(section: Any, changes: dict[str, Any]) -> Any:
+    new = {name: _changed(getattr(section, name), v) if isinstance(v, dict) else v for name, v in changes.items()}
+    return dataclasses.replace(section, **new)
+
+
+def _assign(section: Any, path: list[str], text: str, whole: str, changes: dict[str, Any]) -> None:
+    """Read one assignment into `changes`: field -> value, or section -> changes in it."""
     hints = typing.get_type_hints(type(section))
     names = [f.name for f in dataclasses.fields(section)]
     if path[0] not in names:
@@ -916,12 +942,11 @@ def _assign(section: Any, path: list[str], text: str, whole: str) -> Any:
         if len(path) == 1:
             inner = ", ".join(f.name for f in dataclasses.fields(old))
             raise ValueError(f"--set {whole}: {path[0]} is a section; name one of its fields: {inner}.")
-        new = _assign(old, path[1:], text, whole)
+        _assign(old, path[1:], text, whole, changes.setdefault(path[0], {}))
     elif len(path) > 1:
         raise ValueError(f"--set {whole}: {path[0]} is a number or a word, not a section.")
     else:
-        new = _parse(hints[path[0]], text, whole)
-    return dataclasses.replace(section, **{path[0]: new})
+        changes[path[0]] = _parse(hints[path[0]], text, whole)
 
 
 def _parse(hint: Any, text: str, whole: str) -> Any:

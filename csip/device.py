@@ -33,3 +33,15 @@ def resolve_device(name: str) -> str:
             "driver and a CUDA build of torch."
         )
     return f"cuda:{index}"
+
+
+def list_devices(name: str) -> list[str]:
+    """List the devices of this machine that a setting leaves the choice of: all CUDA devices, or the one it names.
+
+    Raises:
+        CsipError: the device does not exist on this machine.
+        ValueError: the name is no device name.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [resolve_device(name)]

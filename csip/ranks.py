@@ -81,6 +81,16 @@ def from_first(values: Tensor) -> Tensor:
     return values
 
 
+def text_from_first(text: str) -> str:
+    """Give every process the text, not empty, that the first one has; all of them must ask."""
+    if size() == 1:
+        return text
+    content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    length = from_first(torch.tensor(len(content)))
+    received = from_first(content if rank() == 0 else torch.empty(int(length), dtype=torch.uint8))
+    return bytes(received.numpy()).decode()
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum a tensor over the processes; the gradient flows back into every share."""
     return values if size() == 1 else cast("Tensor", _Sum.apply(values))

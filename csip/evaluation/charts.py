@@ -15,6 +15,12 @@ _DASHES: Final = ("", "7 4", "2 4", "10 3 2 3", "4 2", "1 3")
 _LEFT, _RIGHT, _BOTTOM, _FONT, _LEGEND_ROW = 54, 14, 46, 12, 20
 # Curves of at most this many points show each of them, with its value on hover.
 _MARKED_POINTS = 60
+_WIDTH, _HEIGHT, _MARGIN = 460, 290, 14
+# As on the report's page in daylight; a picture has no page to take its colours from.
+_STYLE = (
+    "text{fill:#5b6472;font-family:sans-serif}.legend text,.label{fill:#1b2430}"
+    ".grid{stroke:#d9dee5}.base,.tick{stroke:#5b6472}"
+)
 # Values nearer to each other are one: their distance cannot be divided any more.
 _SAME = 1e-300
 
@@ -74,8 +80,8 @@ def line_chart(
     y_label: str,
     y_limits: tuple[float, float] | None = None,
     whole_x: bool = True,
-    width: int = 460,
-    height: int = 290,
+    width: int = _WIDTH,
+    height: int = _HEIGHT,
 ) -> str:
     """Draw curves over one pair of axes.
 
@@ -109,6 +115,17 @@ def line_chart(
     body = _grid(x_axis, y_axis, width, height, x_label, y_label, top)
     lines = "".join(_line(i, curve.name, runs[i], x_axis, y_axis) for i, curve in enumerate(curves))
     return f"{head}{legend}{body}{lines}</svg>"
+
+
+def as_picture(chart: str) -> str:
+    """Make a file of its own of a chart of `line_chart`'s default size: an SVG document on a white ground."""
+    wide, high = _WIDTH + 2 * _MARGIN, _HEIGHT + 2 * _MARGIN
+    place = f'<svg x="{_MARGIN}" y="{_MARGIN}" width="{_WIDTH}" height="{_HEIGHT}" '
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" viewBox="0 0 {wide} {high}">'
+        f'<style>{_STYLE}</style><rect width="{wide}" height="{high}" fill="#fff"/>'
+        f"{chart.replace('<svg ', place, 1)}</svg>"
+    )
 
 
 def _in_words(name: str, runs: list[list[tuple[float, float]]]) -> str:

@@ -62,6 +62,19 @@ class Decoder:
         """The child's process id, where there is a child."""
         return self._child.pid if self._child else None
 
+    def prepare(self) -> None:
+        """Start the child now, so that the first request need not wait for it.
+
+        Raises:
+            StageError: it cannot be started.
+        """
+        self._start()
+
+    def _start(self) -> DecoderProcess:
+        if self._child is None:
+            self._child = DecoderProcess(self._runtime.decode_stall_seconds)
+        return self._child
+
     def close(self) -> None:
         """End the child; the next request starts another one."""
         if self._child is not None:
@@ -136,9 +149,7 @@ class Decoder:
             self.close()
         self._open = mine = object()
         try:
-            if self._child is None:
-                self._child = DecoderProcess(self._runtime.decode_stall_seconds)
-            for answer in self._child.ask(path, request, limit, self._runtime.decode_limit_factor):
+            for answer in self._start().ask(path, request, limit, self._runtime.decode_limit_factor):
                 yield answer
                 if self._open is not mine:
                     raise ValueError(f"Decoder: another reading was begun before that of {spell(path)} was at its end.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -21,7 +22,7 @@ from csip.config import DetectConfig, RuntimeConfig
 from csip.ingest.keep import keep_people
 from csip.ingest.phases import Seconds, timed
 from csip.ingest.plan import Segment, VideoPlan
-from csip.ingest.pose import PoseModel
+from csip.ingest.pose import PoseModel, Seen
 from csip.ingest.reading import Ended, Opened, Piece, Rejected, Step
 from csip.types import ExtractDigests, Frames, IntArray, People
 
@@ -99,6 +100,7 @@ class DetectPass:
         self._size = (0, 0)
         self._model: PoseModel | None = None
         self._held: list[Frames] = []
+        self._jobs: deque[Future[Seen]] = deque()
         self._answers: deque[tuple[People, float]] = deque()
         self._waiting: deque[_Asked | Opened | Ended | Rejected] = deque()
         self._found: Found | None = None
@@ -111,6 +113,7 @@ class DetectPass:
                 size = step.frames.pixels.shape[1:3]
                 if size != self._size:
                     self._run(whole=True)
+                    yield from self._ready()
                     self._size, self._model = size, None
                 self._held.append(step.frames)
                 frames = step.frames
@@ -132,12 +135,19 @@ class DetectPass:
             if self._model is None:
                 with timed(self._seconds, "load"):
                     self._model = self._load()
-            before = monotonic()
-            people = self._model(frames[:batch])
-            spent = monotonic() - before
-            self._seconds["model"] += spent  # type: ignore[assignment]
-            self._answers.extend((one, spent / len(people)) for one in people)
-            self.frames += len(people)
+            self._jobs.extend(self._model.start(frames[:batch]))
+            # So many are under way that no lane waits for the next ones.
+            self._collect(2 * self._model.lanes)
+        if whole:
+            self._collect(0)
+
+    def _collect(self, left: int) -> None:
+        """Take in what the pose model has found, until at most `left` of its jobs are pending."""
+        while self._jobs and (len(self._jobs) > left or self._jobs[0].done()):
+            seen = self._jobs.popleft().result()
+            self._seconds["model"] += seen.seconds * len(seen.people)  # type: ignore[assignment]
+            self._answers.extend((one, seen.seconds) for one in seen.people)
+            self.frames += len(seen.people)
 
     def _ready(self) -> Iterator[Found | Opened | Ended | Rejected]:
         while self._waiting:

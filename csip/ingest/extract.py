@@ -135,6 +135,8 @@ class _Behind:
                 self._submit(lambda: storing.quarantine(step))
             case Opened(plan) if (run := plan.finished) is not None:
                 self._submit(lambda: storing.finished(plan.video, run))
+            case Opened(plan):
+                self._submit(lambda: storing.begin(plan))
 
     def _submit(self, work: Callable[[], None]) -> None:
         self._pending.append(self._thread.submit(self._do, work))

@@ -8,6 +8,11 @@ Shapes: F frames, H and W frame pixels, h and w network pixels, N people, J join
 
 from __future__ import annotations
 
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,7 @@ import torch
 
 from csip.config import PosePrecision
 from csip.ingest.pose_engines import EngineChoice, open_network
-from csip.ingest.pose_pixels import Letterbox, check_bound_size, choose_image_size, network_size
+from csip.ingest.pose_pixels import Letterbox, Pixels, check_bound_size, choose_image_size, network_size
 from csip.ingest.yolo import import_quietly
 from csip.joints import COCO17
 from csip.types import Frames, People
@@ -24,10 +29,27 @@ from csip.weights import digest_weights
 _PERSON = 0
 
 
-class PoseModel:
-    """A YOLO pose model for frames of one size; for one thread at a time.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the pose model saw in some frames.
 
     Attributes:
+        people: in each frame, best score first.
+        seconds: that the model took for each of them, where its lanes share the time of what they do side by side.
+    """
+
+    people: list[People]
+    seconds: float
+
+
+class PoseModel:
+    """A YOLO pose model for frames of one size.
+
+    It works in threads of its own, one for each image that its engine takes on at a time: while one of them scales the
+    next frame or sorts out boxes, the processor is not idle.
+
+    Attributes:
+        lanes: how many jobs it works on at the same time.
         weights_sha256: see `csip.weights.digest_weights`.
         engine: "openvino", "pytorch", "onnxruntime" or "tensorrt".
         device: "cpu", "cuda:0", ...
@@ -83,8 +105,12 @@ class PoseModel:
         self.network_size, self.batch = network.size, network.batch
         self.image_size = max(network.size)
         self._network = network
-        self._letterbox = Letterbox(network.size)
         self._frame_size = frame_size
+        self.lanes = len(network.lanes)
+        self._threads = ThreadPoolExecutor(self.lanes, "pose")
+        self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        for run in network.lanes:
+            self._free.put((run, Letterbox(network.size)))
         self._limits = (confidence, iou, max_people)
 
     def __call__(self, frames: Frames) -> list[People]:
@@ -99,21 +125,42 @@ class PoseModel:
         Raises:
             ValueError: the frames are of another size.
         """
+        return [people for job in self.start(frames) for people in job.result().people]
+
+    def start(self, frames: Frames) -> list[Future[Seen]]:
+        """Begin to look for the people in each frame; the jobs are answered in the order of the frames.
+
+        Args:
+            frames: as for a call.
+
+        Returns:
+            One job for as many frames as the network takes at once.
+
+        Raises:
+            ValueError: the frames are of another size.
+        """
         if frames.pixels.shape[1:3] != self._frame_size:
             raise ValueError(
                 f"PoseModel: got frames of {frames.pixels.shape[1:3]} pixels, expected {self._frame_size}; "
                 "make a model for each frame size."
             )
         step = self.batch or max(len(frames), 1)
-        people: list[People] = []
-        for start in range(0, len(frames), step):
-            images = self._letterbox(frames.pixels[start : start + step])
+        parts = (frames.pixels[start : start + step] for start in range(0, len(frames), step))
+        return [self._threads.submit(self._look, pixels) for pixels in parts]
+
+    def _look(self, pixels: Pixels) -> Seen:
+        begun = time.monotonic()
+        lane = self._free.get()
+        run, letterbox = lane
+        try:
+            images = letterbox(pixels)
             missing = self.batch - len(images)
             if missing > 0:
                 images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-            predictions = self._network.run(images)[: min(step, len(frames) - start)].float()
-            people += [self._people(prediction) for prediction in predictions]
-        return people
+            people = [self._people(prediction) for prediction in run(images)[: len(pixels)].float()]
+        finally:
+            self._free.put(lane)
+        return Seen(people, (time.monotonic() - begun) / self.lanes / len(pixels))
 
     def _people(self, prediction: torch.Tensor) -> People:
         """Raw predictions of one frame to people, in frame pixels."""
@@ -138,3 +185,6 @@ class PoseModel:
         keypoints = ops.scale_coords(self.network_size, keypoints, self._frame_size)
         arrays = (value.numpy().astype(np.float32, copy=True) for value in (boxes, kept[:, 4], keypoints))
         return People(*arrays)
+
+
+_Lane = tuple[Callable[[torch.Tensor], torch.Tensor], Letterbox]

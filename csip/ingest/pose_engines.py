@@ -45,8 +45,9 @@ class Network:
         batch: frames of every call; 0: any number.
         classes: that it tells apart; the first is people.
         end2end: its predictions are boxes already, not anchors.
-        run: (F, 3, h, w) uint8 RGB to raw predictions (F, 4 + classes + J * 3, A), or (F, N, 6 + J * 3) with
-            `end2end`; they hold until the next call.
+        lanes: one function or several that may run at the same time, each in one thread: (F, 3, h, w) uint8 RGB to
+            raw predictions (F, 4 + classes + J * 3, A), or (F, N, 6 + J * 3) with `end2end`; they hold until the next
+            call of the same function.
     """
 
     engine: Engine
@@ -55,7 +56,7 @@ class Network:
     batch: int
     classes: int
     end2end: bool
-    run: Callable[[torch.Tensor], torch.Tensor]
+    lanes: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
 
 
 def open_network(
@@ -153,14 +154,14 @@ def _open_pt(weights: Path, engine: Engine, device: str, precision: PosePrecisio
     size = size_of(stride, None)
     if engine == "openvino":
         with openvino_model(weights, size) as path:
-            run, batch = compile_openvino(path, size, batch=1), 1
+            lanes, batch = compile_openvino(path, size, batch=1), 1
     else:
         backend = import_quietly("ultralytics.nn.backends").PyTorchBackend(
             network.eval(), torch.device(device), precision == "float16", fuse=True, verbose=False, end2end=False
         )
         backend.model.to(memory_format=torch.channels_last)
-        run, batch = _runner(backend, torch.channels_last), _own_batch(device)
-    return Network(engine, device, size, batch, classes, False, run)
+        lanes, batch = (_runner(backend, torch.channels_last),), _own_batch(device)
+    return Network(engine, device, size, batch, classes, False, lanes)
 
 
 def _open_exported(weights: Path, engine: Engine, device: str, precision: PosePrecision, size_of: SizeOf) -> Network:
@@ -172,17 +173,17 @@ def _open_exported(weights: Path, engine: Engine, device: str, precision: PosePr
         # Ultralytics looks for packages that only its exporter needs, to install them.
         with environment(ULTRALYTICS_SKIP_REQUIREMENTS_CHECKS="true"):
             if engine == "openvino":
-                run = compile_openvino(_only_xml(weights), size, batch)
+                lanes = compile_openvino(_only_xml(weights), size, batch)
             elif engine == "onnxruntime":
-                run = _onnx(weights, device, size, batch, bound=facts.size is not None)
+                lanes = (_onnx(weights, device, size, batch, bound=facts.size is not None),)
             else:
                 backend = import_quietly("ultralytics.nn.backends").TensorRTBackend(str(weights), torch.device(device))
-                run = _runner(backend)
+                lanes = (_runner(backend),)
                 # An engine without a size of its own has bounds on it, and says so when it is run.
-                run(torch.zeros(max(batch, 1), 3, *size, dtype=torch.uint8))
+                lanes[0](torch.zeros(max(batch, 1), 3, *size, dtype=torch.uint8))
     except UNLOADABLE as error:
         raise unloadable(weights, error) from error
-    return Network(engine, device, size, batch, facts.classes, facts.end2end, run)
+    return Network(engine, device, size, batch, facts.classes, facts.end2end, lanes)
 
 
 def _own_batch(device: str) -> int:

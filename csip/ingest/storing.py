@@ -48,32 +48,44 @@ class Storing:
     ) -> None:
         self._out, self._config, self._digests = out, config, digests
         self._decoder, self._encoders = decoder, encoders
-        self._current: TrackPass | None = None
-        self._left_out = ""
+        self._passes: dict[str, TrackPass] = {}  # by video_sha, of what is being worked on
         self.done: list[ExtractedVideo] = []
         self.totals = dict.fromkeys(("frames", "detections", "tracklets", "crops", "quarantined"), 0)
         self.seconds: Seconds = Counter()
         self.seconds_of_video = 0.0
         self._stopping = threading.Event()
 
+    def begin(self, plan: VideoPlan) -> None:
+        """Make ready for a video while the pose model looks at its first frames."""
+        self._decoder.prepare()
+        self._passes[plan.video.video_sha] = TrackPass(
+            plan,
+            self._config,
+            self._digests,
+            self._out,
+            self._decoder,
+            self._encoders,
+            self.seconds,
+            self._stopping,
+        )
+
     def store_found(self, found: Found) -> None:
         """Store what the pose model saw in a segment, and go on with it."""
-        if found.plan.video.video_sha == self._left_out:
-            return
+        if found.plan.video.video_sha not in self._passes:
+            return  # It was left out meanwhile.
         run = self._store_detections(found)
         self._go_on(found.plan, found.segment, run, last=found.last)
 
     def store_known(self, ended: Ended) -> None:
         """Go on with a segment whose detections are stored."""
-        if ended.plan.video.video_sha == self._left_out:
+        if ended.plan.video.video_sha not in self._passes:
             return
         last = ended.segment.end is None or bool(ended.reason)
         self._go_on(ended.plan, ended.segment, ended.plan.detected[ended.segment.number], last=last)
 
     def quarantine(self, rejected: Rejected) -> None:
         """Record a video that cannot be worked on, with its reason; it stops none of the others."""
-        self._leave()
-        self._left_out = rejected.video.video_sha
+        self._leave(rejected.video)
         self.totals["quarantined"] += 1
         record_video(self._out.store, Path(rejected.video.path), None, "quarantined", rejected.reason, 0)
         _LOG.warning("Left out: %s", rejected.reason)
@@ -90,7 +102,8 @@ class Storing:
 
     def close(self) -> None:
         """Let go of the video that was being worked on."""
-        self._leave()
+        for one in self._passes.values():
+            one.close()
 
     def _store_detections(self, found: Found) -> RunRecord:
         video, digests, segment = found.plan.video, self._digests, found.segment
@@ -135,22 +148,16 @@ class Storing:
         return sum(int(run.counts["frames"]) for run in earlier) + len(found.people)
 
     def _go_on(self, plan: VideoPlan, segment: Segment, detected: RunRecord, *, last: bool) -> None:
-        if self._current is None:
-            decoder, encoders = self._decoder, self._encoders
-            self._current = TrackPass(
-                plan, self._config, self._digests, self._out, decoder, encoders, self.seconds, self._stopping
-            )
         try:
-            run = self._current(segment, detected, last=last)
+            run = self._passes[plan.video.video_sha](segment, detected, last=last)
         except VideoError as error:
             self.quarantine(Rejected(plan.video, str(error)))
             return
         self.seconds_of_video += (int(detected.counts["end_frame"]) - segment.first) / plan.info.fps
         if last:
-            self._leave()
+            self._leave(plan.video)
             self.finished(plan.video, run)
 
-    def _leave(self) -> None:
-        if self._current is not None:
-            self._current.close()
-            self._current = None
+    def _leave(self, video: SourceVideo) -> None:
+        if video.video_sha in self._passes:
+            self._passes.pop(video.video_sha).close()

@@ -19,8 +19,8 @@ from csip.config import TrackConfig
 from csip.ingest.track import Association
 from csip.ingest.tracklet_rules import Seen, drop_doubles, fill_gap, is_jump, link, remember, touches_border
 from csip.types import People, Tracklet
+from storage_schemas.tracklets import APPEARED, ENDED, JUMPED, LEFT
 
-APPEARED, JUMPED, LEFT, ENDED = "appeared", "identity jump", "left", "video ended"
 AWAY_SECONDS = 2.0
 """How long somebody at the border of the frame must be unseen to have been out of it."""
 

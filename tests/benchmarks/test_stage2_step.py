@@ -28,7 +28,7 @@ from csip.models.prototypes import PrototypeFusionUpdater, build_context
 from csip.models.reid import CsipReID, TrainOutput
 from csip.models.skeleton_encoder import SkeletonEncoder
 from csip.training.losses import stage2_loss
-from flows.stage import ENVIRONMENT
+from flows.together import ENVIRONMENT
 
 CLIP = "vit_base_patch16_clip_quickgelu_224.openai"
 B, T, N, J, K, C = 4, 8, 129, 17, 625, 512

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from csip.evaluation.charts import Curve, line_chart
+from csip.evaluation.charts import Curve, as_picture, line_chart
 
 LABELS = {"title": "Loss", "x_label": "epoch", "y_label": "nats"}
 VALUES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf, 0.0]))
@@ -112,3 +112,19 @@ def test_a_long_legend_wraps_and_makes_room():
 def test_positions_and_values_must_be_as_many():
     with pytest.raises(ValueError, match="Curve a: got 2 positions and 1 values"):
         Curve("a", (1, 2), (1,))
+
+
+def test_a_picture_of_a_chart_is_a_whole_file_with_a_ground_and_colours_of_its_own():
+    chart = line_chart([Curve("a", (1, 2, 3), (0, 50, 100))], y_limits=(0, 100), **LABELS)
+    # An XML parser that knows of namespaces takes it, as a browser does that shows it as a picture.
+    picture = ElementTree.fromstring(as_picture(chart))
+    name = "{http://www.w3.org/2000/svg}"
+    assert picture.tag == f"{name}svg"
+    style, ground, inner = picture
+    assert ".grid{stroke:" in style.text
+    # 460 by 290, and 14 on each side.
+    assert [picture.get(side) for side in ("width", "height")] == ["488", "318"]
+    assert [ground.get(one) for one in ("width", "height", "fill")] == ["488", "318", "#fff"]
+    assert [inner.get(one) for one in ("x", "y", "width", "height")] == ["14", "14", "460", "290"]
+    (line,) = inner.iter(f"{name}polyline")
+    assert line.get("points") == "54.0,244.0 250.0,144.0 446.0,44.0"

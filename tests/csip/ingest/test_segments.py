@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,12 @@ from csip.errors import DecoderLostError, StoreError
 from csip.evaluation.publish import publish
 from csip.ingest import extract as stage_module
 from csip.ingest.decoder import Decoder
+from csip.ingest.pose import Seen
 from csip.ingest.records import extract_digests, finished_videos
 from csip.ingest.retrack import list_snapshot, with_detections_of
 from csip.maintenance.verify import verify
 from csip.types import Output, VideoList
+from tests.makers.bad_videos import encode
 
 ROWS = ("videos", "detections", "tracklets", "crops", "skeletons")
 FRAMES = 63
@@ -202,6 +206,39 @@ def test_videos_share_batches(replayed, street, steps, tmp_path):
     assert len(rows["tracklets"]) == 8
     one, two = tracks(rows)[::2], tracks(rows)[1::2]
     assert one == two
+
+
+def test_answers_of_a_model_that_works_on_several_frames_at_once_stay_with_their_frames(
+    extracted, replayed, street, steps, tmp_path, monkeypatch
+):
+    """Two lanes of which one is slower, and a second video of another size, which has a model of its own."""
+    made = []
+
+    class Lanes:
+        device, engine, lanes = "cpu", "lanes", 2
+
+        def __init__(self, *_, frame_size, **__):
+            made.append(frame_size)
+            self.image_size = max(frame_size)
+            self._threads = ThreadPoolExecutor(2)
+
+        def start(self, frames):
+            return [self._threads.submit(self._look, frames[i : i + 1]) for i in range(len(frames))]
+
+        @staticmethod
+        def _look(frames):
+            time.sleep(0.01 * (int(frames.frame_index[0]) % 2))
+            return Seen(replayed(frames), 0.01)
+
+    monkeypatch.setattr("csip.ingest.detect_pass.PoseModel", Lanes)
+    other = steps.source(encode(tmp_path / "other.mp4", count=7))
+    steps.extract(tmp_path / "store", [street, other], runtime=dataclasses.replace(steps.runtime, pose_batch=3))
+    rows = steps.rows(tmp_path / "store", "detections")["detections"]
+    expected = steps.rows(extracted.store, "detections")["detections"]
+    assert [row for row in rows if row["video_sha"] == street.video_sha] == expected
+    done = runs(tmp_path / "store", "detect_video")
+    assert {one.counts["image_size"]: one.counts["frames"] for one in done} == {768: FRAMES, 64: 7}
+    assert made == [(576, 768), (48, 64)]
 
 
 def test_a_decoder_that_is_lost_quarantines_the_video_until_the_next_run(

@@ -14,18 +14,16 @@ from hypothesis import strategies as st
 from csip.config import TrackConfig
 from csip.ingest.detect_pass import Found, lost_frames
 from csip.ingest.tracklets import (
-    APPEARED,
     CUTS,
     DOUBLES,
-    ENDED,
     FILLED,
     GHOST,
-    JUMPED,
-    LEFT,
     LINKS,
     TOO_SHORT,
     VideoTracker,
 )
+from storage_schemas.tracklets import APPEARED, BEGINS, ENDED, ENDS, JUMPED, LEFT
+from storage_schemas.tracklets import SCHEMA as TRACKLETS
 
 _SPEC = importlib.util.spec_from_file_location("walks", Path(__file__).resolve().parents[2] / "makers" / "walks.py")
 walks = importlib.util.module_from_spec(_SPEC)
@@ -132,6 +130,14 @@ def test_people_are_numbered_as_they_appear_and_the_dropped_keep_their_number():
     )
     assert {name: column(kept, name, "boxes")[0, 0] for name in kept.rows} == {"track-0": 100, "track-2": 500}
     assert kept.dropped == {TOO_SHORT: 1, GHOST: 0}
+
+
+def test_the_trackers_words_are_those_of_the_table():
+    assert {APPEARED, JUMPED} < set(BEGINS)
+    assert {LEFT, JUMPED, ENDED} < set(ENDS)
+    meaning = {name: TRACKLETS.field(name).metadata[b"csip.meaning"].decode() for name in ("begins", "ends")}
+    assert all(repr(word) in meaning["begins"] for word in BEGINS)
+    assert all(repr(word) in meaning["ends"] for word in ENDS)
 
 
 def test_why_a_tracklet_begins_and_ends():
