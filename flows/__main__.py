@@ -43,10 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, endless: bool = False
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, endless=endless)
         return made
 
     def with_store(made: argparse.ArgumentParser) -> None:
@@ -57,6 +59,10 @@ def make_parser() -> argparse.ArgumentParser:
     def with_set(made: argparse.ArgumentParser) -> None:
         text = "change one number of the recipe; may be repeated"
         made.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help=text)
+
+    def with_limit(made: argparse.ArgumentParser) -> None:
+        text = "flow runs at once: one for each GPU (default: %(default)s)"
+        made.add_argument("--limit", type=_positive, default=1, metavar="N", help=text)
 
     demo = command("demo", _demo, "Run everything on the video that ships with CSIP.")
     demo.add_argument("--out", default="csip-demo", metavar="DIR", help="the store's folder (default: %(default)s)")
@@ -142,11 +148,27 @@ def make_parser() -> argparse.ArgumentParser:
     deploy = command("deploy", _deploy, "Make the flows' Prefect deployments, with their work pool and automations.")
     with_deployments(deploy)
 
-    serve = command("serve", _serve, "Run Prefect's server and UI, the deployments and a worker on this machine.")
+    serve = command(
+        "serve", _serve, "Run Prefect's server and UI, the deployments and a worker on this machine.", endless=True
+    )
     with_deployments(serve)
     serve.add_argument("--port", type=_positive, default=4200, metavar="N", help="of the UI (default: %(default)s)")
-    text = "flow runs at once: one for each GPU (default: %(default)s)"
-    serve.add_argument("--limit", type=_positive, default=1, metavar="N", help=text)
+    with_limit(serve)
+
+    pulls = command(
+        "worker", _worker, "Run Prefect's worker; it ends only when its runs have saved what they have.", endless=True
+    )
+    pulls.add_argument("--pool", default="csip", metavar="NAME", help="work pool (default: %(default)s)")
+    with_limit(pulls)
+    pulls.add_argument("--with-healthcheck", action="store_true", help="answer on port 8080, at /health")
+
+    join = command(
+        "join", _join, "Lend this machine to the trainings of a flow that runs on another one.", endless=True
+    )
+    join.add_argument("address", metavar="HOST:PORT", help="what the flow has as runtime.rendezvous")
+    join.add_argument("--nodes", type=_positive, default=2, metavar="N", help="machines in all (default: 2)")
+    join.add_argument("--node", type=_positive, default=1, metavar="K", help="this one's number, from 1 (default: 1)")
+    with_set(join)
 
     config = command("config", _config, "Print every number of a recipe and where it comes from.")
     config.add_argument("recipe", metavar="RECIPE")
@@ -157,8 +179,8 @@ def make_parser() -> argparse.ArgumentParser:
         "ref",
         metavar="REF",
         help=(
-            "a run, RUN:FIGURE (as in 3f2a56b7c8d9:mAP), snapshot, tracklet, TRACKLET@FRAME, table@version, or the "
-            "path or SHA-256 of a video or checkpoint"
+            "a run, RUN:FIGURE (as in 3f2a56b7c8d9:mAP; of several splits RUN:FIGURE@SPLIT), snapshot, tracklet, "
+            "TRACKLET@FRAME, table@version, or the path or SHA-256 of a video or checkpoint"
         ),
     )
     with_store(lineage)
@@ -295,9 +317,11 @@ def _ablate(args: argparse.Namespace) -> None:
     on_cpu = resolve_device(experiment.runtime.device) == "cpu"
     cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
     parallel = args.parallel or (cores if on_cpu else 1)
-    if on_cpu and not experiment.runtime.threads:
-        runtime = replace(experiment.runtime, threads=max(1, (cores or 1) // parallel))
-        experiment = replace(experiment, runtime=runtime)
+    # Side by side is what was asked for, whatever the number of devices.
+    runtime = replace(experiment.runtime, per_device=max(experiment.runtime.per_device, parallel))
+    if on_cpu and not runtime.threads:
+        runtime = replace(runtime, threads=max(1, (cores or 1) // parallel))
+    experiment = replace(experiment, runtime=runtime)
     from flows import commands
     from flows.ablate_csip import ROWS
 
@@ -338,12 +362,25 @@ def _deploy(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    if args.json:
-        raise UsageError("serve: runs until it is told to stop, and has no one document to print.")
     plan = _plan(args)
     from flows import operate
 
     operate.serve_flows(plan, plugin=not args.no_plugin, port=args.port, at_once=args.limit)
+
+
+def _worker(args: argparse.Namespace) -> None:
+    from flows.worker import work
+
+    work(args.pool, args.limit, healthcheck=args.with_healthcheck)
+
+
+def _join(args: argparse.Namespace) -> None:
+    if args.node >= args.nodes:
+        raise UsageError(f"--node {args.node}: expected 1 to {args.nodes - 1}; the flow's own machine is 0.")
+    experiment = _recipe("video", [*args.set, f"runtime.nodes={args.nodes}", f"runtime.rendezvous={args.address}"])
+    from flows import operate
+
+    operate.join_trainings(experiment.runtime, args.node)
 
 
 def _config(args: argparse.Namespace) -> None:
@@ -449,6 +486,8 @@ def main(argv: list[str] | None = None) -> int:
     interrupted = threading.Event()
     code = 0
     try:
+        if args.json and args.endless:
+            raise UsageError(f"{args.command}: runs until it is told to stop, and has no one document to print.")
         with _leaving_soon(args.command, interrupted):
             code = args.run(args) or 0
     except UsageError as error:

@@ -25,7 +25,7 @@ from flows.train_csip import (
     stage2_task,
 )
 
-retrieve_task = stage(retrieve, process=True, cached=True)
+retrieve_task = stage(retrieve, work="training", cached=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 from prefect import flow
 from prefect.events import emit_event
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.evaluation.publish import publish
@@ -18,6 +17,7 @@ from csip.ingest.extract import extract_videos
 from csip.ingest.retrack import list_snapshot, with_detections_of
 from csip.ingest.sources import list_videos
 from csip.types import Snapshot, SourceVideo
+from flows.runners import runner_for
 from flows.stage import stage
 
 PUBLISHED = "csip.snapshot.published"
@@ -31,15 +31,14 @@ def name_batch(parameters: Mapping[str, Any]) -> str:
     return f"extract_videos: {spell(Path(Path(videos[0].path).name))}{others}"
 
 
-list_videos_task = stage(list_videos, process=False, cached=False)
-list_snapshot_task = stage(list_snapshot, process=False, cached=False)
-extract_videos_task = stage(extract_videos, process=True, cached=False, named=name_batch)
-import_benchmark_task = stage(import_benchmark, process=True, cached=False)
-publish_task = stage(publish, process=False, cached=False)
+list_videos_task = stage(list_videos, work=None, cached=False)
+list_snapshot_task = stage(list_snapshot, work=None, cached=False)
+extract_videos_task = stage(extract_videos, work="pose", cached=False, named=name_batch)
+import_benchmark_task = stage(import_benchmark, work="pose", cached=False)
+publish_task = stage(publish, work=None, cached=False)
 
 
-# One pose model at a time: the batches of a build share the machine's device.
-@flow(name="build-skeletons", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
+@flow(name="build-skeletons")
 def build_skeletons(
     sources: tuple[str, ...],
     store: str,
@@ -66,9 +65,11 @@ def build_skeletons(
         videos = list_snapshot_task(store, retrack, config, runtime)
     else:
         videos = list_videos_task(store, sources, camera, config, runtime)
-    batches = videos.batches
-    extracted = [extract_videos_task.submit(store, one, videos.digests, config, runtime) for one in batches]
-    return _announce(publish_task(store, videos, tuple(future.result() for future in extracted), config))
+    same = {"store": store, "digests": videos.digests, "config": config, "runtime": runtime}
+    with runner_for(runtime) as runner:
+        extracted = [runner.submit(extract_videos_task, {**same, "videos": one}) for one in videos.batches]
+        done = tuple(future.result() for future in extracted)
+    return _announce(publish_task(store, videos, done, config))
 
 
 def _announce(snapshot: Snapshot) -> Snapshot:

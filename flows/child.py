@@ -2,8 +2,8 @@
 
 A process of its own can be killed when native code hangs, gives its GPU memory back, and knows nothing of Prefect.
 Told to stop (SIGTERM or SIGINT, or its parent is gone), it closes its stage, which saves what it has, and ends. A
-training may run in several such processes, which torchrun starts: they find the request in a file, all do the same work
-on their shares, and the first one speaks.
+training may run in several such processes, which torchrun starts: they find the request in a file, or are told it by
+the first of them where that is on another machine; all do the same work on their shares, and the first one speaks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,15 +24,17 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from csip import ranks, tables
 from csip.config import from_plain, to_plain
-from csip.errors import CsipError
+from csip.errors import CsipError, StageError
+from csip.source import source_digest
 from csip.types import Outcome, Output, Progress, Stage
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 OURS = ("csip", "flows", "storage_schemas")
-REQUEST = "CSIP_STAGE_REQUEST"
+REQUEST, STARTED = "CSIP_STAGE_REQUEST", "CSIP_STAGE_STARTED"
 STOPPED = 143
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 _SECONDS_BETWEEN_RECORDS = 0.2
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -118,7 +121,7 @@ def main() -> int:
     # Libraries that print must not break the stream of records.
     records = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT)
     stop = threading.Event()
     _listen(stop)
     in_file = os.environ.get(REQUEST)
@@ -132,9 +135,11 @@ def main() -> int:
             records.write(json.dumps(to_plain(record)) + "\n")
             records.flush()
 
-    module, _, name = request["function"].rpartition(":")
+    name = "stage"
     try:
         with ranks.joined():
+            request |= _agree(request)
+            module, _, name = request["function"].rpartition(":")
             out: Output = from_plain(Output, request["out"])
             stage = call(getattr(import_module(module), name), request["arguments"] | {"out": request["out"]})
             outcome = run_stage(stage, out, name, tell, stop.is_set)
@@ -152,6 +157,30 @@ def main() -> int:
     if os.environ.get("RANK", "0") == "0":
         _write(manifest, result)
     return 0
+
+
+def _agree(request: dict[str, Any]) -> dict[str, Any]:
+    """Let the processes of other machines know what is to be done.
+
+    Raises:
+        StageError: this machine has other code than the first.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        return {}
+    asked = {key: request.get(key) for key in ("function", "arguments", "out")}
+    if ranks.rank() == 0:
+        asked["source"] = source_digest(request["function"].partition(":")[0])
+    told: dict[str, Any] = json.loads(ranks.text_from_first(json.dumps(asked)))
+    unlike = source_digest(told["function"].partition(":")[0]) != told["source"]
+    if ranks.any_rank(unlike):
+        where = socket.gethostname() if unlike else "another machine"
+        raise StageError(
+            f"{told['function']}: found other code on {where} than where the flow runs, expected the same. Install the "
+            "same version of CSIP on all of them."
+        )
+    if STARTED in os.environ:
+        Path(os.environ[STARTED]).write_text(told["function"], encoding="utf-8")
+    return told
 
 
 def _listen(stop: threading.Event) -> None:

@@ -369,6 +369,13 @@ def _ranked(text: str) -> str:
 
 
 def _show_stages(done: Sequence[Mapping[str, Any]], reused: Sequence[Mapping[str, Any]]) -> None:
-    rows = [(run["stage"], f"{run['seconds']:.1f} s on {run['device']}") for run in done]
+    # A line a stage, not a line a video.
+    alike: dict[tuple[str, str], list[float]] = {}
+    for run in done:
+        alike.setdefault((run["stage"], run["device"]), []).append(run["seconds"])
+    rows = [
+        (name, f"{sum(each):.1f} s on {device}" + (f" in {len(each)} runs" if len(each) > 1 else ""))
+        for (name, device), each in alike.items()
+    ]
     rows += [(run["stage"], f"nothing to do, done before by run {run['run_id']}") for run in reused]
     terminal.OUT.print(terminal.facts("Stages", rows))

@@ -72,8 +72,12 @@ def compare(a: str, b: str, store: str, *, as_json: bool) -> None:
         if pairs:
             rows = [(name, f"{_value(x)} -> {_value(y)}") for name, (x, y) in pairs.items()]
             terminal.OUT.print(terminal.facts(f"{title} that differ ({a} -> {b})", rows))
-    for name, table in found.tables.items():
+    unlike = {name: t for name, t in found.tables.items() if t.only_a or t.only_b or t.changed}
+    for name, table in unlike.items():
         terminal.OUT.print(terminal.facts(f"Rows of {name}", _rows(table, a, b)))
+    alike = [f"{name} ({t.rows[0]} rows)" for name, t in found.tables.items() if name not in unlike]
+    if alike:
+        terminal.OUT.print(Text(f"The same in both: {', '.join(alike)}."))
 
 
 def _rows(table: TableDiff, a: str, b: str) -> list[tuple[str, object]]:

@@ -1,21 +1,23 @@
-"""The commands that let others run the flows: `csip deploy` and `csip serve`."""
+"""The commands that let others run the flows, `csip deploy` and `csip serve`, and that lend them a machine: `join`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import csip
-from csip.config import to_plain
+from csip.config import RuntimeConfig, to_plain
 from csip.errors import CsipError
 from csip.ingest.benchmarks.importing import benchmark_name
 from flows import terminal
 from flows.child import raised_by
 from flows.deploy import Deployed, Plan, deploy, enable_plugin
 from flows.serve import HOST, serve
+from flows.together import join
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
 
@@ -38,13 +40,22 @@ def serve_flows(plan: Plan, *, plugin: bool, port: int, at_once: int) -> None:
     """Run server and worker on this machine, deploy to them, and say where the UI is."""
 
     def ready(url: str) -> None:
+        profile = enable_plugin() if plugin else None
         with temporary_settings({PREFECT_API_URL: url}):
-            done = _deploy(plan)
-        _show(done, enable_plugin() if plugin else None)
+            _show(_deploy(plan), profile)
         rows = [("UI", f"http://{HOST}:{port}"), ("elsewhere", f"export PREFECT_API_URL={url}")]
         terminal.OUT.print(terminal.facts("Serving; Ctrl-C ends it", [*rows, ("flow runs at once", at_once)]))
 
     serve(port, plan.pool, at_once, ready)
+
+
+def join_trainings(runtime: RuntimeConfig, node: int) -> NoReturn:
+    """Lend this machine to the trainings of a flow that runs on another one, until interrupted."""
+
+    def tell(text: str) -> None:
+        terminal.ERR.print(text, markup=False, highlight=False)
+
+    join(runtime, node, tell)
 
 
 def _deploy(plan: Plan) -> Deployed:
@@ -75,7 +86,7 @@ def _show(done: Deployed, profile: Path | None) -> None:
     )
     rows.append(("sources", ", ".join(done.parameters["build-skeletons"]["sources"])))
     rows.append(("store", done.parameters["build-skeletons"]["store"]))
-    rows.append(("workers", f"prefect worker start --pool {done.pool} --limit 1"))
+    rows.append(("workers", f"csip worker --pool {done.pool} --limit 1"))
     rows += [("automation", name) for name in done.automations]
     if profile is not None:
         rows.append(("profile", f"{profile}: loads the plugin by which one name is enough"))

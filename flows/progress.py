@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from csip.types import Progress
+from flows.child import LOG_FORMAT
 
 Listener = Callable[[Progress], None]
 
@@ -20,6 +26,9 @@ LISTENER: ContextVar[Listener | None] = ContextVar("csip_progress_listener", def
 """Who else hears of progress in this process: the command line sets it around a flow."""
 
 _SECONDS_BETWEEN_UPDATES = 2.0
+_MOST_SECONDS_BETWEEN_UPDATES = 30.0
+# Prefect keeps an event of each update, of some 4 kB: a task of hours must not fill its database.
+_SHARE_OF_THE_TIME = 0.02
 _NO_KEY = re.compile("[^a-z0-9]+")
 
 
@@ -29,13 +38,14 @@ def artifact_key(text: str) -> str:
 
 
 class Reporter:
-    """Passes a task's progress on: to the listener at once, to a Prefect progress artifact every two seconds."""
+    """Passes a task's progress on: to the listener at once, to a Prefect progress artifact each 2 s, later each 30."""
 
     def __init__(self, task: str) -> None:
         self._task = task  # also tells apart runs of one stage that go on at the same time
         # Read here, in the flow's own context: the thread that reads a child's log has none.
         self._listener = LISTENER.get()
         self._artifact: UUID | None = None
+        self._begun = time.monotonic()
         self._sent = float("-inf")
         self._first: tuple[float, int] | None = None
 
@@ -44,9 +54,11 @@ class Reporter:
         record = replace(record, stage=self._task)
         if self._listener is not None:
             self._listener(record)
-        if time.monotonic() - self._sent < _SECONDS_BETWEEN_UPDATES or not record.total:
+        now = time.monotonic()
+        pause = max(_SECONDS_BETWEEN_UPDATES, _SHARE_OF_THE_TIME * (now - self._begun))
+        if now - self._sent < min(pause, _MOST_SECONDS_BETWEEN_UPDATES) or not record.total:
             return
-        self._sent = time.monotonic()
+        self._sent = now
         self._send(100 * record.done / record.total, _describe(record) + self._left(record))
 
     def warn(self, text: str) -> None:
@@ -57,7 +69,7 @@ class Reporter:
     def finish(self) -> None:
         """Fill the bar."""
         if self._artifact is not None:
-            self._send(100.0, "done")
+            self._send(100.0, f"{self._task}: done")
 
     def _left(self, record: Progress) -> str:
         """Estimate the time left from the speed so far; what a resumed stage had done before is no part of it."""
@@ -81,3 +93,51 @@ class Reporter:
 def _describe(record: Progress) -> str:
     values = ", ".join(f"{name} {value:.4g}" for name, value in record.values.items())
     return f"{record.stage}: {record.done} of {record.total} {record.unit}" + (f" ({values})" if values else "")
+
+
+def passing_on(logger: Any, reporter: Reporter, tail: deque[str]) -> Callable[[str | None], None]:
+    """Make what takes a stage's log, line by line: to the run's log, and warnings to whoever watches.
+
+    Args:
+        logger: the run's.
+        reporter: the task's.
+        tail: keeps the last lines.
+    """
+    levels = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.ERROR}
+
+    def put(line: str | None) -> None:
+        if line is not None and line.strip():
+            tail.append(line.rstrip())
+            level = levels.get(line.partition(" ")[0], logging.INFO)
+            logger.log(level, "%s", line.rstrip())
+            if level == logging.WARNING:
+                reporter.warn(line.rstrip().partition(": ")[2])
+
+    return put
+
+
+@contextmanager
+def library_log(logger: Any, reporter: Reporter) -> Iterator[None]:
+    """Pass on what the library logs in this thread, as the log of a stage's own process is passed on."""
+    library, handler = logging.getLogger("csip"), _Lines(passing_on(logger, reporter, deque(maxlen=0)))
+    before = library.level
+    library.setLevel(logging.INFO)
+    library.addHandler(handler)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(before)
+
+
+class _Lines(logging.Handler):
+    """Hands one thread's records on as lines."""
+
+    def __init__(self, put: Callable[[str | None], None]) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(LOG_FORMAT))
+        self._put, self._thread = put, threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self._put(self.format(record))

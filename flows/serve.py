@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 
 from csip.errors import CsipError
+from flows.worker import environment, start
 
 HOST = "127.0.0.1"
 _QUIET = {
@@ -49,16 +49,15 @@ def serve(port: int, pool: str, at_once: int, ready: Callable[[str], None]) -> N
     """
     _look_for_port(port)
     url = f"http://{HOST}:{port}/api"
-    environment = server_environment(port)
+    settings = server_environment(port)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with ExitStack() as stack:
-            server = _start(["server", "start", "--host", HOST, "--port", str(port)], environment)
+            server = start("prefect", ["server", "start", "--host", HOST, "--port", str(port)], settings)
             stack.callback(_end, server)
             _wait(server, f"{url}/health")
             ready(url)
-            words = ["worker", "start", "--pool", pool, "--type", "process", "--limit", str(at_once)]
-            worker = _start(words, environment)
+            worker = start("flows", ["worker", "--pool", pool, "--limit", str(at_once)], settings)
             stack.callback(_end, worker)
             while True:
                 for name, process in (("server", server), ("worker", worker)):
@@ -77,11 +76,9 @@ def serve(port: int, pool: str, at_once: int, ready: Callable[[str], None]) -> N
 
 def server_environment(port: int) -> dict[str, str]:
     """Give the environment of a server on this port and of who talks to it: the user's own, without telemetry."""
-    # What the command line sets for its own quiet terminal is not meant for a server's and a worker's logs.
-    given = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_HANDLERS_")}
     # Else the UI would call port 4200, whatever port its server has.
     own = {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_API_PORT": str(port)}
-    return _QUIET | given | own
+    return _QUIET | environment() | own
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -101,13 +98,6 @@ def _look_for_port(port: int) -> None:
                 f"Port {port} of {HOST}: cannot be had ({error.strerror}). Expected a free one; is a server running "
                 "already? End it, or name another with --port."
             ) from error
-
-
-def _start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    # A group of its own: Ctrl-C in the terminal comes to us, and we end them in order.
-    return subprocess.Popen(
-        [sys.executable, "-m", "prefect", *words], env=environment, start_new_session=True, stdout=sys.stderr
-    )
 
 
 def _wait(server: subprocess.Popen[bytes], address: str) -> None:

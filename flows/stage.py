@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import logging
 import os
 import queue
 import signal
@@ -35,33 +34,20 @@ from prefect.states import Completed
 
 from csip import errors, tables
 from csip.config import RuntimeConfig, digest, from_plain, to_plain
-from csip.device import resolve_device
 from csip.files import digest_file
-from csip.lineage import FILE, TABLE
+from csip.references import FILE, TABLE
 from csip.source import git_commit, source_digest
 from csip.tables import RunRecord
 from csip.types import Output, Progress, Stage, TableRef
 from flows.artifacts import show_outcome
 from flows.child import REQUEST, call, run_stage
-from flows.progress import Reporter
-
-ENVIRONMENT = {
-    # OpenMP's threads wait for each other by spinning. On a machine with other work to do, that made small training
-    # steps ten times slower; a thirtieth of the default patience costs nothing measurable on an idle one.
-    "GOMP_SPINCOUNT": "10000",
-    # The C library gives a large piece of memory back as soon as it is free, and the next one comes as new pages, one
-    # fault each: a third of the time of a ViT-B/16's step on a CPU, and of reading crops. Here it keeps what it has;
-    # the process ends with the stage.
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-}
-"""What a stage's process has in its environment, where the user did not set it otherwise."""
+from flows.devices import Held, Work, held
+from flows.progress import Reporter, library_log, passing_on
+from flows.together import child_environment, end, torchrun
 
 RETRY_SECONDS = (10.0, 60.0)
 """How long a task waits before each further attempt, where what went wrong may pass."""
 _PASSING = (errors.ProcessLostError, errors.StoreBusyError)
-
-_RANKS = {"WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,7 +56,7 @@ T = TypeVar("T")
 def stage(
     function: Callable[Concatenate[Output, P], Stage[T]],
     *,
-    process: bool,
+    work: Work | None,
     cached: bool,
     shared: bool = False,
     named: Callable[..., str] | str = "",
@@ -79,7 +65,8 @@ def stage(
 
     Args:
         function: a generator of `Progress` that returns an `Outcome`.
-        process: run it in a child process with a deadline; else in the flow's own.
+        work: what it uses a device for: it waits until one is free (`flows.devices`), and runs in a child process with
+            a deadline; None: it needs none, and runs in the flow's own process.
         cached: give back a finished run with the same key instead of running it again.
         shared: `runtime.processes` of them work on it together.
         named: what a run of it is called, where the stage's name does not tell runs apart: a function of `parameters`,
@@ -96,7 +83,7 @@ def stage(
         bound = run.__signature__.bind(*args, **kwargs)  # type: ignore[attr-defined]
         bound.apply_defaults()
         given = {key: to_plain(value) for key, value in bound.arguments.items()}
-        return _run(function, given.pop("store"), given, process=process, cached=cached, shared=shared)
+        return _run(function, given.pop("store"), given, work=work, cached=cached, shared=shared)
 
     run.__name__ = name
     run.__doc__ = function.__doc__
@@ -128,7 +115,7 @@ class _StageTask(Task[Any, Any]):
         return found.result() if isinstance(found, State) and not kwargs.get("return_state") else found
 
 
-def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cached: bool, shared: bool) -> Any:
+def _run(function: Any, store: str, given: dict[str, Any], *, work: Work | None, cached: bool, shared: bool) -> Any:
     name, module = function.__name__, function.__module__
     runtime: RuntimeConfig = from_plain(RuntimeConfig, given.get("runtime", {}))
     inputs = _without_runtime(given)
@@ -137,43 +124,64 @@ def _run(function: Any, store: str, given: dict[str, Any], *, process: bool, cac
     kind = get_args(get_type_hints(function)["return"])[2]
     logger = get_run_logger()
     tables.prepare_store(store)
-    known = tables.find_run(store, key) if cached else None
-    if known is not None and _still_there(known.outputs):
-        logger.info("%s: nothing to do, run %s has done it.", name, known.run_id)
-        value = from_plain(kind, {"value": known.outputs}).value
-        show_outcome(task_run.name or name, store, value, known.counts)
-        return Completed(name="Cached", message=f"Done by run {known.run_id}.", data=value)
+    if cached and (known := _done_before(store, key)) is not None:
+        return _give_again(known, store, kind, logger)
     out = Output(store, uuid.uuid4().hex[:12])
     reporter = Reporter(task_run.name or name)
-    started, begun = tables.now(), time.monotonic()
-    if process:
-        together = runtime.processes if shared else 1
-        outcome = from_plain(kind, _run_child(f"{module}:{name}", out, given, runtime, together, reporter, logger))
-    else:
-        outcome = run_stage(call(function, given | {"out": to_plain(out)}), out, name, reporter)
-    reporter.finish()
-    tables.record_run(
-        store,
-        RunRecord(
-            run_id=out.run_id,
-            stage=name,
-            key=key,
-            inputs={k: v for k, v in inputs.items() if _is_reference(v)},
-            outputs=to_plain(outcome)["value"],
-            config={k: v for k, v in inputs.items() if not _is_reference(v)},
-            counts=to_plain(outcome)["counts"],
-            weights=dict(outcome.weights),
-            source_digest=source,
-            git_commit=git_commit(),
-            device=resolve_device(runtime.device) if "runtime" in given else "cpu",
-            started=started,
-            seconds=round(time.monotonic() - begun, 3),
-        ),
-    )
+
+    def tell(text: str) -> None:
+        logger.info(text)
+        reporter.warn(text)
+
+    shared = shared and runtime.processes * runtime.nodes > 1
+    with held(work, runtime, runtime.processes if shared else 1, f"{name} of run {out.run_id}", tell) as device:
+        if cached and device.waited and (known := _done_before(store, key)) is not None:
+            return _give_again(known, store, kind, logger)
+        started, begun = tables.now(), time.monotonic()
+        if work is None:
+            with library_log(logger, reporter):
+                outcome = run_stage(call(function, given | {"out": to_plain(out)}), out, name, reporter)
+        else:
+            asked = f"{module}:{name}"
+            if shared and runtime.nodes > 1:
+                tell(f"Waiting for {runtime.nodes - 1} more machines: csip join {runtime.rendezvous} on each.")
+            outcome = from_plain(kind, _run_child(asked, out, given, runtime, shared, device, reporter, logger))
+        reporter.finish()
+        tables.record_run(
+            store,
+            RunRecord(
+                run_id=out.run_id,
+                stage=name,
+                key=key,
+                inputs={k: v for k, v in inputs.items() if _is_reference(v)},
+                outputs=to_plain(outcome)["value"],
+                config={k: v for k, v in inputs.items() if not _is_reference(v)},
+                counts=to_plain(outcome)["counts"],
+                weights=dict(outcome.weights),
+                source_digest=source,
+                git_commit=git_commit(),
+                device=device.name if "runtime" in given else "cpu",
+                started=started,
+                seconds=round(time.monotonic() - begun, 3),
+            ),
+        )
     for path in outcome.leftovers:
         Path(path).unlink(missing_ok=True)
-    show_outcome(task_run.name or name, store, outcome.value, outcome.counts)
+    show_outcome(task_run.name or name, store, outcome.value, outcome.counts, inputs)
     return outcome.value
+
+
+def _done_before(store: str, key: str) -> RunRecord | None:
+    """Find the run of this key whose outputs are all still there."""
+    known = tables.find_run(store, key)
+    return known if known is not None and _still_there(known.outputs) else None
+
+
+def _give_again(known: RunRecord, store: str, kind: Any, logger: Any) -> State[Any]:
+    logger.info("%s: nothing to do, run %s has done it.", known.stage, known.run_id)
+    value = from_plain(kind, {"value": known.outputs}).value
+    show_outcome(task_run.name or known.stage, store, value, known.counts, known.inputs)
+    return Completed(name="Cached", message=f"Done by run {known.run_id}.", data=value)
 
 
 def _without_runtime(given: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +217,8 @@ def _run_child(
     out: Output,
     given: dict[str, Any],
     runtime: RuntimeConfig,
-    together: int,
+    shared: bool,
+    device: Held,
     reporter: Reporter,
     logger: Any,
 ) -> dict[str, Any]:
@@ -226,12 +235,12 @@ def _run_child(
         manifest = Path(folder) / "manifest.json"
         request = {"function": function, "arguments": given, "out": to_plain(out), "manifest": str(manifest)}
         request |= {"parent": os.getpid(), "stop_seconds": runtime.stop_seconds}
-        child = _start(json.dumps(request), Path(folder), together, runtime.threads)
+        child = _start(json.dumps(request), Path(folder), runtime, shared, device)
         lines: queue.Queue[str | None] = queue.Queue()
         tail: deque[str] = deque(maxlen=40)
         readers = [
             threading.Thread(target=_pump, args=(child.stdout, lines.put), daemon=True),
-            threading.Thread(target=_pump, args=(child.stderr, _log_to(logger, tail, reporter)), daemon=True),
+            threading.Thread(target=_pump, args=(child.stderr, passing_on(logger, reporter, tail)), daemon=True),
         ]
         patience = runtime.stop_seconds
         try:
@@ -248,26 +257,19 @@ def _run_child(
                 "runtime.stall_seconds."
             ) from None
         finally:
-            _end(child, patience)
+            end(child, patience)
             for reader in readers:
                 reader.join(timeout=5)
-        return _read_manifest(function, manifest, child.returncode, tail)
+        return _read_manifest(function, manifest, child.returncode, tail, others=shared and runtime.nodes > 1)
 
 
-def _start(request: str, folder: Path, together: int, cores: int) -> subprocess.Popen[str]:
+def _start(request: str, folder: Path, runtime: RuntimeConfig, shared: bool, device: Held) -> subprocess.Popen[str]:
     """Start one process that finds its request on standard input, or torchrun, whose processes find it in a file."""
-    # Code comes from where this process has it, not from whatever folder the user stands in.
-    paths = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONSAFEPATH": "1"}
-    # A scheduler's account of its own processes is none of ours.
-    inherited = {name: value for name, value in os.environ.items() if name not in _RANKS}
-    threads = {"OMP_NUM_THREADS": str(cores)} if cores else {}
-    command = [sys.executable, "-m", "flows.child"]
-    if together > 1:
+    command, environment = [sys.executable, "-m", "flows.child"], child_environment(runtime)
+    if shared:
         file = folder / "request.json"
         file.write_text(request, encoding="utf-8")
-        paths[REQUEST] = str(file)
-        options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={together}"]
-        command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "flows.child"]
+        command, environment = torchrun(runtime), environment | {REQUEST: str(file)}
     child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -276,24 +278,16 @@ def _start(request: str, folder: Path, together: int, cores: int) -> subprocess.
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=ENVIRONMENT | inherited | threads | paths,
+        # The device stays held until this process is gone too, which may outlive ours while it saves what it has.
+        pass_fds=device.files,
+        env=environment | dict(device.environment),
     )
-    if together == 1:
+    if not shared:
         # A child that died as it started reads nothing; its last words say why.
         with contextlib.suppress(BrokenPipeError):
             child.stdin.write(request + "\n")  # type: ignore[union-attr]
             child.stdin.flush()  # type: ignore[union-attr]
     return child
-
-
-def _end(child: subprocess.Popen[str], patience: float) -> None:
-    """Tell a process to stop and wait for it; kill it when it takes longer than `patience` seconds."""
-    if child.poll() is None and patience:
-        child.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=patience)
-    child.kill()
-    child.wait()
 
 
 def _pump(stream: Any, put: Callable[[Any], None]) -> None:
@@ -302,28 +296,15 @@ def _pump(stream: Any, put: Callable[[Any], None]) -> None:
     put(None)
 
 
-def _log_to(logger: Any, tail: deque[str], reporter: Reporter) -> Callable[[str | None], None]:
-    """Pass a child's log on to the run's log, and its warnings to whoever watches."""
-    levels = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.ERROR}
-
-    def put(line: str | None) -> None:
-        if line is not None and line.strip():
-            tail.append(line.rstrip())
-            level = levels.get(line.partition(" ")[0], logging.INFO)
-            logger.log(level, "%s", line.rstrip())
-            if level == logging.WARNING:
-                reporter.warn(line.rstrip().partition(": ")[2])
-
-    return put
-
-
-def _read_manifest(function: str, manifest: Path, code: int, tail: deque[str]) -> dict[str, Any]:
+def _read_manifest(function: str, manifest: Path, code: int, tail: deque[str], *, others: bool) -> dict[str, Any]:
     if not manifest.is_file():
         told = "\n  ".join(tail) or "nothing"
-        kind = errors.ProcessLostError if code == -signal.SIGKILL else errors.StageError
+        # Where other machines take part, one of them may be gone, and another one, or itself, come back.
+        kind = errors.ProcessLostError if code == -signal.SIGKILL or others else errors.StageError
+        where = ", here or on another machine," if others else ""
         raise kind(
-            f"Stage {function}: its process ended with code {code} and left no result. Its last words:\n  {told}\n"
-            "Committed rows are kept; run the same command again once the cause is mended."
+            f"Stage {function}: its process{where} ended with code {code} and left no result. Its last words:\n"
+            f"  {told}\nCommitted rows are kept; run the same command again once the cause is mended."
         )
     content = json.loads(manifest.read_text(encoding="utf-8"))
     if "error" in content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,10 +24,12 @@ from rich.tree import Tree
 
 from csip import types
 from csip.lineage import Node
+from csip.maintenance.keys import shorten
 from flows.progress import LISTENER
 
 OUT = Console(highlight=False, soft_wrap=True)
 _UNFOLDED = 10_000
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TOLD = ("loss", "learning_rate", "clips_per_second")
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -213,9 +216,9 @@ def show_lineage(node: Node) -> None:
     console.print(_tree(node), soft_wrap=False)
 
 
-def lineage_text(node: Node) -> str:
-    """Draw a thing and all it was made from as plain text."""
-    console = Console(highlight=False, width=_UNFOLDED, color_system=None)
+def lineage_text(node: Node, columns: int) -> str:
+    """Draw a thing and all it was made from as plain text of that width."""
+    console = Console(highlight=False, width=columns, color_system=None)
     with console.capture() as captured:
         console.print(_tree(node), soft_wrap=False)
     # The console fills lines up to its width.
@@ -239,14 +242,21 @@ def _grow(tree: Tree, node: Node, seen: set[tuple[str, str]]) -> None:
 
 
 def _label(node: Node) -> Text:
-    short = node.name[:12] if len(node.name) == 64 else node.name
-    text = Text.assemble((f"{node.kind} ", "bold"), short)
-    shown = {k: v for k, v in node.facts.items() if isinstance(v, str | int | float) and k != "table"}
+    text = Text.assemble((f"{node.kind} ", "bold"), _brief(node.name))
+    shown = {k: v for k, v in node.facts.items() if isinstance(v, str | int | float | list) and k != "table"}
     if shown:
-        text.append("  " + ", ".join(f"{k} {v}" for k, v in shown.items()), style="cyan")
+        text.append("  " + ", ".join(f"{k.replace('_', ' ')} {_brief(v)}" for k, v in shown.items()), style="cyan")
     if node.made_by is not None:
         run = node.made_by
         weights = "".join(f", weights {name} {sha[:12]}" for name, sha in run.weights.items())
         commit = f", commit {run.git_commit[:12]}" if run.git_commit else ""
         text.append(f"  by {run.stage} (run {run.run_id}, {run.seconds:.1f} s{commit}{weights})", style="dim")
     return text
+
+
+def _brief(value: object) -> str:
+    """Write a digest by its first letters and of a list the first few; JSON has all of it."""
+    if isinstance(value, list):
+        return shorten([str(one) for one in value])
+    text = str(value)
+    return text[:12] if _DIGEST.fullmatch(text) else text

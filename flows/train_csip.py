@@ -27,19 +27,19 @@ from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapsh
 from flows.stage import stage
 
 # Content decides what later stages reuse: a weights file may change under its name, a template is no Python.
-initialise_task = stage(initialise, process=False, cached=False)
-pretrain_visual_task = stage(pretrain_visual, process=True, cached=True, shared=True)
-cache_features_task = stage(cache_features, process=True, cached=True)
-stage1_task = stage(stage1, process=True, cached=True, shared=True)
-stage2_task = stage(stage2, process=True, cached=True, shared=True)
-initialise_skeletons_task = stage(initialise_skeletons, process=False, cached=False)
-train_skeletons_task = stage(train_skeletons, process=True, cached=True)
-embed_task = stage(embed, process=True, cached=True, named="embed: {encoder}")
-embed_histogram_task = stage(embed_histogram, process=False, cached=True)
-embed_skeletons_task = stage(embed_skeletons, process=True, cached=True, named="embed_skeletons: {encoder}")
-evaluate_task = stage(evaluate, process=False, cached=True)
-average_task = stage(average, process=False, cached=True)
-write_report_task = stage(write_report, process=False, cached=False)
+initialise_task = stage(initialise, work=None, cached=False)
+pretrain_visual_task = stage(pretrain_visual, work="training", cached=True, shared=True)
+cache_features_task = stage(cache_features, work="training", cached=True)
+stage1_task = stage(stage1, work="training", cached=True, shared=True)
+stage2_task = stage(stage2, work="training", cached=True, shared=True)
+initialise_skeletons_task = stage(initialise_skeletons, work=None, cached=False)
+train_skeletons_task = stage(train_skeletons, work="training", cached=True)
+embed_task = stage(embed, work="training", cached=True, named="embed: {encoder}")
+embed_histogram_task = stage(embed_histogram, work=None, cached=True)
+embed_skeletons_task = stage(embed_skeletons, work="training", cached=True, named="embed_skeletons: {encoder}")
+evaluate_task = stage(evaluate, work=None, cached=True)
+average_task = stage(average, work=None, cached=True)
+write_report_task = stage(write_report, work=None, cached=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import FLAGS, find_chromium
+
 # Before any test imports csip, Prefect or ultralytics: they read it on import.
 _PREFECT_HOME = tempfile.mkdtemp(prefix="csip-tests-prefect-")
 atexit.register(shutil.rmtree, _PREFECT_HOME, ignore_errors=True)
@@ -352,28 +354,10 @@ def tiny_features(tiny, tiny_snapshot, untrained, tmp_path_factory):
     return run_stage(cache_features(Output(store, "run-0"), untrained, tiny_snapshot, tiny.runtime))[1].value
 
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
 @pytest.fixture
 def chromium(tmp_path):
     """Run headless Chromium on a page, with a profile of its own; return what it wrote to standard output."""
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if found is None:
-        pytest.fail(
-            f"No Chromium on this machine: looked for {', '.join(CHROMIUM)} on PATH={os.environ.get('PATH')}. "
-            "Install it (`apt-get install chromium`); this test must see the page, so it does not skip."
-        )
+    found = find_chromium()
 
     def run(page, *options):
         profile = f"--user-data-dir={tmp_path / 'profile'}"

@@ -69,12 +69,12 @@ def run(stage):
             return end.value.value
 
 
-def build(store: str, videos: list[str]) -> str:
+def build(store: str, videos: list[str], config: ExtractConfig = CONFIG) -> str:
     """Build without Prefect: the three stages one after the other; return the snapshot's name."""
     out = Output(store, "run-0")
-    listed = run(list_videos(out, tuple(videos), "", CONFIG, RUNTIME))
-    extracted = tuple(run(extract_videos(out, batch, listed.digests, CONFIG, RUNTIME)) for batch in listed.batches)
-    return run(publish(out, listed, extracted, CONFIG)).name
+    listed = run(list_videos(out, tuple(videos), "", config, RUNTIME))
+    extracted = tuple(run(extract_videos(out, batch, listed.digests, config, RUNTIME)) for batch in listed.batches)
+    return run(publish(out, listed, extracted, config)).name
 
 
 def start(store: Path, videos: list[Path]) -> subprocess.Popen:

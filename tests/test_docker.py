@@ -1,5 +1,6 @@
 """What lies in docker/: linted, and checked against what it names; no Docker engine is asked."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,16 +10,25 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.utilities.templating import apply_values, find_placeholders
 
 import csip
+from csip.config import RuntimeConfig
 from flows.__main__ import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
-COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
-SERVICES = COMPOSE["services"]
+COMPOSE, ALONE = (
+    yaml.safe_load((DOCKER / name).read_text(encoding="utf-8")) for name in ("compose.yaml", "worker.yaml")
+)
 WORKERS = ("worker-cpu", "worker-gpu")
+SERVICES = {
+    name: ALONE["services"].get(name, {}) | {key: value for key, value in service.items() if key != "extends"}
+    for name, service in COMPOSE["services"].items()
+}
+KUBERNETES = json.loads((DOCKER / "kubernetes-job-template.json").read_text(encoding="utf-8"))
+PROPERTIES = KUBERNETES["variables"]["properties"]
 
 
 def test_the_dockerfile_has_nothing_that_a_linter_finds():
@@ -55,11 +65,12 @@ def test_every_service_says_when_it_is_well_and_is_started_again():
 def test_ports_are_bound_to_this_machine_alone():
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert ports
-    assert all(port.startswith("127.0.0.1:") for port in ports)
+    # Another address only where somebody names one.
+    assert all(re.match(r"(\$\{CSIP_LISTEN:-)?127\.0\.0\.1\}?:", port) for port in ports)
 
 
 def test_no_secret_has_a_value_or_a_default():
-    text = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
+    text = "".join((DOCKER / name).read_text(encoding="utf-8") for name in ("compose.yaml", "worker.yaml"))
     for name in ("CSIP_DATABASE_PASSWORD", "CSIP_AUTH", "CSIP_VIDEOS"):
         assert re.search(rf"\$\{{{name}:\?", text), f"{name} is not asked for"
         assert not re.search(rf"\$\{{{name}:?-", text)
@@ -72,8 +83,8 @@ def test_what_is_waited_for_and_mounted_is_there():
     for service in SERVICES.values():
         assert set(service.get("depends_on", {})) <= set(SERVICES)
         for volume in service.get("volumes", []):
-            source = volume.partition(":")[0]
-            assert source in COMPOSE["volumes"] or source.startswith(("/", ".", "$"))
+            source = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).partition(":")[0]
+            assert source in COMPOSE["volumes"] or source.startswith("${CSIP_VIDEOS")
         if build := service.get("build"):
             assert (DOCKER / build["context"] / build["dockerfile"]).is_file()
             assert f"AS {build['target']}\n" in DOCKERFILE
@@ -81,18 +92,97 @@ def test_what_is_waited_for_and_mounted_is_there():
 
 
 def test_the_deployments_are_made_by_words_that_csip_understands():
-    words = [word.replace("${CSIP_RECIPE:-video}", "video") for word in SERVICES["deploy"]["command"]]
+    words = [re.sub(r"\$\{\w+:-(.+)\}", r"\1", word) for word in SERVICES["deploy"]["command"]]
     args = make_parser().parse_args(words)
     assert (args.command, args.store, args.pool) == ("deploy", "/store", "csip")
     for name in WORKERS:
-        assert args.pool in SERVICES[name]["entrypoint"]
+        pulls = make_parser().parse_args(SERVICES[name]["command"])
+        assert (pulls.command, pulls.pool, pulls.with_healthcheck) == ("worker", "csip", True)
+
+
+def test_docker_waits_longer_than_a_training_may_take_to_save():
+    for name in WORKERS:
+        assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > RuntimeConfig().stop_seconds + 15
+        assert SERVICES[name]["init"] is True
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "worker.yaml"])
+def test_compose_files_are_as_composes_own_schema_has_them(name, tmp_path):
+    def look(path):
+        program = Path(sys.executable).with_name("check-jsonschema")
+        words = [program, "--builtin-schema", "vendor.compose-spec", path]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    done = look(DOCKER / name)
+    assert done.returncode == 0, done.stdout
+    wrong = tmp_path / name
+    wrong.write_text((DOCKER / name).read_text(encoding="utf-8").replace("    image:", "    imago:", 1))
+    assert "'imago' was unexpected" in look(wrong).stdout
+
+
+def test_a_further_machine_needs_the_workers_file_alone():
+    assert set(ALONE["services"]) == set(WORKERS)
+    for name in WORKERS:
+        assert COMPOSE["services"][name]["extends"] == {"file": "worker.yaml", "service": name}
+        assert "depends_on" not in ALONE["services"][name]
+        environment = ALONE["services"][name]["environment"]
+        assert environment["PREFECT_API_URL"] == "${CSIP_API_URL:-http://server:4200/api}"
+        # Passed on as they are, for an s3:// store.
+        assert {"AWS_ACCESS_KEY_ID", "AWS_ENDPOINT"} <= {key for key, value in environment.items() if value is None}
+    # Nothing of the server is asked for.
+    text = (DOCKER / "worker.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == {"CSIP_AUTH", "CSIP_VIDEOS"}
+    told = (DOCKER / "example.env").read_text(encoding="utf-8")
+    used = set(re.findall(r"\$\{(\w+)", text + (DOCKER / "compose.yaml").read_text(encoding="utf-8")))
+    assert all(name in told for name in used)
 
 
 def test_a_worker_sees_what_the_deployments_name():
     for name in WORKERS:
-        mounted = {volume.rpartition("}")[2].split(":")[1] for volume in SERVICES[name]["volumes"]}
+        mounted = {re.search(r":(/\w+)(:ro)?$", volume)[1] for volume in SERVICES[name]["volumes"]}
         assert {"/store", "/cache", "/videos"} <= mounted
     assert "driver" in SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]
+
+
+# ------------------------------------------------------------------------------------------------------- Kubernetes
+
+
+def placeholders(value):
+    """Names of all variables that a template uses."""
+    return {found.name for found in find_placeholders(value)}
+
+
+def manifest(**values):
+    """The manifest of a flow run's job, as Prefect fills it in."""
+    given = {name: field["default"] for name, field in PROPERTIES.items() if "default" in field}
+    filled = apply_values(KUBERNETES["job_configuration"], given | values, remove_notset=False)
+    return filled["job_manifest"]
+
+
+def test_every_variable_of_the_kubernetes_template_is_declared_used_and_described():
+    assert placeholders(KUBERNETES["job_configuration"]) == set(PROPERTIES)
+    assert [name for name, field in PROPERTIES.items() if not field["description"]] == []
+
+
+def test_a_kubernetes_job_runs_as_nobody_on_a_gpu_with_the_volumes_of_the_image():
+    pod = manifest()["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "csip:gpu"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert pod["securityContext"]["runAsNonRoot"]
+    user = int(re.search(r"useradd --uid (\d+)", DOCKERFILE)[1])
+    assert {pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {user}
+    assert not container["securityContext"]["allowPrivilegeEscalation"]
+    claims = {volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
+    mounted = {mount["mountPath"]: claims[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounted == {"/store": "csip-store", "/cache": "csip-cache", "/videos": "csip-videos", "/dev/shm": None}
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    for name, value in environment.items():
+        assert re.search(rf"^(ENV |    ){name}={value}\b", DOCKERFILE, re.MULTILINE)
+    # The image's own entry point is `csip`; what runs a flow is Prefect's, and gets the signals.
+    assert container["command"] == ["env"]
+    assert pod["terminationGracePeriodSeconds"] > RuntimeConfig().stop_seconds + 15
+    assert manifest(gpus=2)["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
 
 
 @pytest.mark.slow

@@ -17,7 +17,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("storage_schemas", "csip", "flows")
 GROUND = (
     *("types", "config", "joints", "protocols", "tables", "store", "errors"),
-    *("device", "extractors", "files", "lineage", "origins", "source", "weights", "ranks", "maintenance"),
+    *(
+        "device",
+        "extractors",
+        "files",
+        "lineage",
+        "origins",
+        "references",
+        "source",
+        "walk",
+        "weights",
+        "ranks",
+        "maintenance",
+    ),
 )
 BELOW_THE_ROOMS = {"storage_schemas", "ground"}
 MAY_IMPORT = {

@@ -7,14 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import av
 import pytest
 
 import csip
+from csip import tables
 from flows.__main__ import _ENVIRONMENT, main
+from tests.browser import Browser, find_chromium
 
 # As the command line does: before Prefect is imported.
 for _name, _value in _ENVIRONMENT.items():
@@ -142,6 +146,46 @@ class FreshCommand:
 @pytest.fixture(scope="session")
 def fresh_command(tmp_path_factory):
     return FreshCommand(tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """The toy stages, importable here and in the children."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        import toy_stages
+
+        yield toy_stages
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty store."""
+    tables.prepare_store(str(tmp_path / "store"))
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A page of a real browser, which calls nobody but this machine, and whose server can be reached."""
+    with Browser(find_chromium(), tmp_path / "profile") as opened:
+        yield opened
+        assert "Can't connect" not in opened.text()
+        # Fonts and pictures inside of the page's own files have addresses without a host.
+        assert {urlsplit(one).hostname for one in opened.asked} - {None} == {"127.0.0.1"}
+
+
+@pytest.fixture
+def shoot(browser, tmp_path):
+    """Keep a picture of what the browser shows, once what moves has come to rest; CSIP_SCREENSHOTS names a folder."""
+    folder = Path(os.environ.get("CSIP_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(name):
+        time.sleep(3)
+        browser.shoot(folder / f"{name}.png")
+
+    return keep
 
 
 @pytest.fixture(scope="session")

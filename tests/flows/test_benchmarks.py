@@ -8,6 +8,8 @@ import pytest
 
 from csip import tables
 
+pytestmark = pytest.mark.slow
+
 MARS = ("benchmark.skeletons=files", "evaluate.bootstrap=50")
 SKELETONS = (
     *("model.width=16", "model.joint_layers=1", "model.joint_heads=2", "model.graph_positions=4"),
@@ -151,7 +153,6 @@ def test_a_network_is_not_scored_on_people_it_was_trained_on(command, make_folde
     assert "found no such file" in done.err
 
 
-@pytest.mark.slow
 def test_every_split_is_a_training_and_their_mean_says_how_many_there_are(
     fresh_command, make_folder, settings, tmp_path
 ):
@@ -181,7 +182,6 @@ def test_every_split_is_a_training_and_their_mean_says_how_many_there_are(
     assert "test people that the checkpoint was trained on (under ilids-train-first, split 0)" in refused.err
 
 
-@pytest.mark.slow
 def test_skeletons_alone_are_trained_on_and_scored_in_both_directions(command, make_folder, settings, tmp_path):
     make_folder("biwi")(tmp_path / "BIWI")
     words = ("--store", tmp_path / "store", "--json", *settings.sets(SKELETONS))
@@ -218,7 +218,6 @@ def test_skeletons_alone_are_trained_on_and_scored_in_both_directions(command, m
         assert f"by {stage} (run" in walked.out
 
 
-@pytest.mark.slow
 def test_an_epoch_chosen_by_the_probes_is_chosen_by_each_directions_own(command, make_folder, settings, tmp_path):
     make_folder("ias")(tmp_path / "IAS")
     words = ("--store", tmp_path / "store", "--json", *settings.sets(SKELETONS))

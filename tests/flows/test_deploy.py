@@ -18,7 +18,7 @@ from flows.deploy import CHAINED, LOST, Plan, deploy
 from flows.prefect_plugin import spell_out
 from flows.recipes import RECIPES
 
-from .test_flows import flow_runs, free_port
+from .test_flows import artifacts, flow_runs, free_port
 
 PREFECT = Path(sys.executable).with_name("prefect")
 CSIP = Path(sys.executable).with_name("csip")
@@ -127,8 +127,9 @@ def test_a_port_that_is_taken_is_said_and_nothing_is_started(command, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_what_runs_until_it_is_stopped_has_no_one_document(command):
-    done = command("serve", "--json")
+@pytest.mark.parametrize("words", [["serve"], ["worker"], ["join", "127.0.0.1:29500"]])
+def test_what_runs_until_it_is_stopped_has_no_one_document(command, words):
+    done = command(*words, "--json")
     assert done.code == 2
     assert "has no one document to print" in done.err
 
@@ -167,6 +168,13 @@ class Serving:
                 continue
         return found
 
+    def kill(self):
+        """End it and everything that it has started."""
+        self.process.kill()
+        self.process.wait()
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
     def prefect(self, *words):
         done = subprocess.run(
             list(map(str, [PREFECT, *words])),
@@ -181,35 +189,63 @@ class Serving:
         return done.stdout
 
 
+@pytest.fixture
+def serving(tmp_path):
+    """Start `csip serve`; whatever it has started is gone at the end."""
+    made = []
+
+    def start(*words):
+        made.append(Serving(tmp_path, *words))
+        made[-1].wait("Worker 'ProcessWorker")
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.kill()
+
+
+def stop(serving, how):
+    """End it by a signal; nothing that it has started may be left."""
+    assert len(serving.processes()) >= 2
+    serving.process.send_signal(how)
+    assert serving.process.wait(90) == 0, serving.log.read_text()
+    assert serving.processes() == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_one_command_serves_builds_and_trains_and_leaves_nothing_running(how, street, settings, tmp_path):
+def test_one_command_serves_builds_and_trains_and_ctrl_c_leaves_nothing_running(
+    serving, street, settings, browser, shoot, tmp_path
+):
     store = tmp_path / "store"
-    words = (street, "--store", store, "--recipe", "demo", "--train-after-builds", *settings.small)
-    serving = Serving(tmp_path, *words)
-    try:
-        serving.wait("Worker 'ProcessWorker")
-        assert f"http://127.0.0.1:{serving.port}" in serving.log.read_text()
-        # From a folder that knows nothing of CSIP: the profile has the plugin.
-        assert "'Completed'" in serving.prefect("deployment", "run", "build-skeletons", "--watch")
-        (built,) = [run for run in flow_runs(serving.url, store) if run["deployment_id"]][:1]
-        assert built["state_name"] == "Completed"
-        end = time.monotonic() + 300
-        while True:
-            runs = flow_runs(serving.url, store)
-            if len(runs) == 2 and runs[1]["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
-                break
-            assert time.monotonic() < end, json.dumps(runs, indent=1) + serving.log.read_text()
-            time.sleep(1)
-        assert (runs[1]["created_by"]["type"], runs[1]["state_name"]) == ("AUTOMATION", "Completed")
-        assert runs[1]["parameters"]["snapshot"]
-        assert list((store / "reports").iterdir())
-        assert len(serving.processes()) >= 2
-        serving.process.send_signal(how)
-        assert serving.process.wait(90) == 0, serving.log.read_text()
-        assert serving.processes() == []
-    finally:
-        serving.process.kill()
-        serving.process.wait()
-        for pid in serving.processes():
-            os.kill(pid, signal.SIGKILL)
+    # Enough epochs for curves.
+    longer = settings.sets(["pretrain.epochs=8", "stage1.epochs=8", "stage2.epochs=6"])
+    served = serving(street, "--store", store, "--recipe", "demo", "--train-after-builds", *settings.small, *longer)
+    told = served.log.read_text()
+    assert f"http://127.0.0.1:{served.port}" in told
+    assert f"server           {served.url}" in told
+    # From a folder that knows nothing of CSIP: the profile has the plugin.
+    assert "'Completed'" in served.prefect("deployment", "run", "build-skeletons", "--watch")
+    (built,) = [run for run in flow_runs(served.url, store) if run["deployment_id"]][:1]
+    assert built["state_name"] == "Completed"
+    end = time.monotonic() + 300
+    while True:
+        runs = flow_runs(served.url, store)
+        if len(runs) == 2 and runs[1]["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
+            break
+        assert time.monotonic() < end, json.dumps(runs, indent=1) + served.log.read_text()
+        time.sleep(1)
+    assert (runs[1]["created_by"]["type"], runs[1]["state_name"]) == ("AUTOMATION", "Completed")
+    assert runs[1]["parameters"]["snapshot"]
+    (report,) = (store / "reports").iterdir()
+    (told,) = (one for one in artifacts(served.url, runs[1]) if one["key"] == "write-report-page")
+    # Scores, curves that are drawn, and where the page with people in it lies.
+    browser.go(f"http://127.0.0.1:{served.port}/artifacts/artifact/{told['id']}", "95 % interval", str(report))
+    drawn = "[...document.querySelectorAll('img[src^=data]')].filter(e => e.naturalWidth == 488).map(e => e.alt)"
+    assert browser.run(drawn) == ["pretrain_visual", "stage1", "stage2"]
+    shoot("report")
+    stop(served, signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_a_service_manager_ends_what_serves_too(serving, tmp_path):
+    stop(serving("--store", tmp_path / "store"), signal.SIGTERM)

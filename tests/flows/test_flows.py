@@ -1,7 +1,9 @@
 """The flows as Prefect sees them: named task runs, cached or failed states, artifacts; and equal rows on every run."""
 
+import base64
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,10 +12,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
 
 import flows
@@ -21,6 +26,7 @@ from csip import tables
 from csip.config import from_plain
 from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot, TableRef
 from flows.progress import artifact_key
+from flows.stage import stage
 
 ROOT = Path(flows.__file__).resolve().parent.parent
 TRAINING = ["pretrain_visual", "cache_features", "stage1", "stage2"]
@@ -113,7 +119,7 @@ def test_a_build_shows_its_counts_and_where_its_snapshot_comes_from_in_the_ui(se
     assert f"video {video[:12]}" in text
 
 
-def test_a_training_shows_its_scores_and_where_the_report_lies_in_the_ui(server, demo):
+def test_a_training_shows_its_scores_and_what_they_come_from_in_the_ui(server, demo):
     trained = flow_runs(server, demo.store)[1]
     found = {one["key"]: one for one in artifacts(server, trained)}
     (key,) = (key for key in found if key.startswith("evaluate-scores-"))
@@ -122,8 +128,46 @@ def test_a_training_shows_its_scores_and_where_the_report_lies_in_the_ui(server,
     for encoder, figures in demo.train["scores"].items():
         assert rows[encoder]["mAP"] == f"{100 * figures['mean_ap']:.1f} %"
         assert rows[encoder]["rank-1"] == f"{100 * figures['rank-1']:.1f} %"
-    assert demo.train["report"]["path"] in found["write-report-page"]["data"]
     assert f"csip lineage {demo.train['run_id']}" in found["evaluate-lineage"]["data"]
+
+
+def test_a_report_is_told_in_the_ui_with_figures_and_curves_and_without_a_picture_of_a_person(server, demo):
+    trained = flow_runs(server, demo.store)[1]
+    (told,) = (one["data"] for one in artifacts(server, trained) if one["key"] == "write-report-page")
+    for encoder, figures in demo.train["scores"].items():
+        assert f"| {encoder} | {100 * figures['mean_ap']:.1f} % |" in told
+    pictures = re.findall(r"!\[(\w+)\]\(data:([^;]+);base64,([^)]+)\)", told)
+    trainings = ("pretrain_visual", "stage1", "stage2")
+    assert [picture[:2] for picture in pictures] == [(name, "image/svg+xml") for name in trainings]
+    for name, _, coded in pictures:
+        drawn = ElementTree.fromstring(base64.b64decode(coded))
+        points = list(drawn.iter("{http://www.w3.org/2000/svg}circle"))
+        assert len(points) == len(demo.train["losses"][name])
+    # The page itself has people in it, and whom `csip forget` forgets must not live on in Prefect's database.
+    page = Path(demo.train["report"]["path"])
+    assert "data:image/jpeg" in page.read_text()
+    assert told.count("data:") == len(pictures)
+    assert "file:" not in told
+    assert f"    {page}\n" in told
+
+
+def test_what_the_library_logs_in_the_flows_own_process_is_in_the_runs_log(toys, server, tmp_path):
+    said = stage(toys.say, work=None, cached=False)
+
+    @flow(name="say")
+    def run(store):
+        said(store)
+
+    state = run(str(tmp_path / "store"), return_state=True)
+    assert state.is_completed()
+    query = {"logs": {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}}}
+    for _ in range(60):
+        lines = [(one["level"], one["message"]) for one in ask(server, "logs/filter", query)]
+        if len(lines) >= 2:
+            break
+        time.sleep(0.5)
+    ours = sorted(line for line in lines if "csip.toy" in line[1])
+    assert ours == [(20, "INFO csip.toy: looked at three"), (30, "WARNING csip.toy: left one out")]
 
 
 def test_a_flow_called_again_gives_the_same_references_from_cached_states(server, demo, settings):
@@ -287,10 +331,10 @@ def free_port():
         return one.getsockname()[1]
 
 
-@pytest.fixture
-def real_server(tmp_path):
-    """A Prefect server as a user starts it, with a database, a port and a home of its own."""
-    port, folder = free_port(), tmp_path / "server"
+@contextmanager
+def running_server(folder, **more):
+    """A Prefect server as a user starts it, with a database, a port and a home of its own, until the block ends."""
+    port = free_port()
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
         "DO_NOT_TRACK": "1",
@@ -299,6 +343,7 @@ def real_server(tmp_path):
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        **more,
     }
     processes = Processes(folder, environment)
     prefect = Path(sys.executable).with_name("prefect")
@@ -316,6 +361,12 @@ def real_server(tmp_path):
         yield SimpleNamespace(url=environment["PREFECT_API_URL"], processes=processes, prefect=prefect, folder=folder)
     finally:
         processes.end()
+
+
+@pytest.fixture
+def real_server(tmp_path):
+    with running_server(tmp_path / "server") as server:
+        yield server
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from csip.models.checkpoints import ModelSpec, initial
 from csip.models.published_names import from_ours, names
 from flows import terminal
 from flows.__main__ import _end_server, main
+from flows.commands import _show_stages
 
 # ---------------------------------------------------------------------------------------------------------- helpers
 
@@ -860,3 +861,10 @@ def test_the_interval_on_screen_says_of_which_confidence_it_is(capsys):
     _, header, line = capsys.readouterr().out.rstrip().splitlines()
     assert " ".join(header.split()) == "encoder mAP 90 % interval valid queries"
     assert " ".join(line.split()) == "trained 50.0 % 25.0..75.0 2 of 2"
+
+
+def test_a_stage_that_ran_many_times_has_one_line(capsys):
+    runs = [{"stage": "detect_video", "seconds": 0.25, "device": "cpu"} for _ in range(1000)]
+    _show_stages([{"stage": "list_videos", "seconds": 1.0, "device": "cpu"}, *runs], [])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines == ["Stages", "list_videos 1.0 s on cpu", "detect_video 250.0 s on cpu in 1000 runs"]

@@ -107,6 +107,9 @@ def test_a_diff_shows_settings_counts_parts_and_rows(command, tmp_path):
     told = json.loads(command("diff", *names, "--store", store, "--json").out)
     assert told["settings"] == {"walkers.seed": [1, 2]}
     assert told["tables"]["tracklets"]["only_a"] == told["tables"]["tracklets"]["rows"][0] > 0
+    alike = " ".join(command("diff", names[0], names[0], "--store", store).out.split())
+    assert alike.startswith("The same in both: ")
+    assert f"tracklets ({told['tables']['tracklets']['rows'][0]} rows)" in alike
     listed = command("snapshots", "--store", store).out
     assert all(name in listed for name in names)
     gone = settled(command, store, "--drop", names[0])

@@ -1,6 +1,7 @@
 """What makes a cached stage stale and what does not; and what a child process may do to the flow it works for."""
 
 import dataclasses
+import logging
 import os
 import shutil
 import signal
@@ -21,22 +22,6 @@ from flows.progress import LISTENER
 from flows.stage import stage
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def toys():
-    """The toy stages, importable here and in the children."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        import toy_stages
-
-        yield toy_stages
-
-
-@pytest.fixture
-def store(tmp_path):
-    tables.prepare_store(str(tmp_path / "store"))
-    return str(tmp_path / "store")
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +60,7 @@ def given(store, **changes):
 @pytest.fixture
 def twice(toys, store):
     """Run `write_file`, then again after a change; tell the second state's name and how often it ran in all."""
-    task = stage(toys.write_file, process=False, cached=True)
+    task = stage(toys.write_file, work=None, cached=True)
     first = task(store, **given(store))
 
     def again(**changes):
@@ -126,7 +111,7 @@ def test_a_vanished_file_is_made_again(twice, store):
 
 
 def test_a_vanished_table_version_is_made_again(toys, store):
-    task = stage(toys.write_table, process=False, cached=True)
+    task = stage(toys.write_table, work=None, cached=True)
     first = task(store, SplitConfig())
     assert task(store, SplitConfig()) == first
     shutil.rmtree(first.uri)
@@ -151,7 +136,7 @@ def test_a_changed_source_runs_again_and_a_changed_comment_does_not(tmp_path, st
     def name_after(path, text):
         path.write_text(text)
         source._parse_module.cache_clear()  # as in a process that starts after the edit
-        return stage(stages.write_table, process=False, cached=True)(store, SplitConfig(), return_state=True).name
+        return stage(stages.write_table, work=None, cached=True)(store, SplitConfig(), return_state=True).name
 
     try:
         assert name_after(package / "unread.py", "x = 1\n") == "Completed"
@@ -165,7 +150,7 @@ def test_a_changed_source_runs_again_and_a_changed_comment_does_not(tmp_path, st
 
 
 def test_a_stage_that_is_not_cached_runs_every_time(toys, store):
-    task = stage(toys.write_table, process=False, cached=False)
+    task = stage(toys.write_table, work=None, cached=False)
     assert [task(store, SplitConfig(), return_state=True).name for _ in range(2)] == ["Completed"] * 2
     assert len(runs(store, "write_table")) == 2
 
@@ -197,7 +182,7 @@ def test_figures_of_epochs_are_kept_under_the_run(twice, store):
 
 
 def test_a_run_that_failed_is_not_recorded_and_so_is_tried_again(toys, store):
-    task = stage(toys.refuse, process=False, cached=True)
+    task = stage(toys.refuse, work=None, cached=True)
     for _ in range(2):
         with pytest.raises(TooLittleDataError, match="Found 3 people in store, expected 4"):
             task(store, "user", RuntimeConfig(device="cpu"))
@@ -205,7 +190,7 @@ def test_a_run_that_failed_is_not_recorded_and_so_is_tried_again(toys, store):
 
 
 def test_a_childs_records_arrive_in_order_whatever_is_printed_between(toys, store, heard):
-    task = stage(toys.write_from_child, process=True, cached=False)
+    task = stage(toys.write_from_child, work="training", cached=False)
     ref = task(store, 4, 0.25, RuntimeConfig(device="cpu"))
     assert [(r.stage, r.done, r.total, r.unit, r.values) for r in heard] == [
         ("write_from_child", done, 4, "frames", {"rate": 2.0 * done}) for done in (1, 2, 3, 4)
@@ -215,34 +200,34 @@ def test_a_childs_records_arrive_in_order_whatever_is_printed_between(toys, stor
 
 
 def test_records_that_come_too_fast_are_thinned_but_the_last_one_arrives(toys, store, heard):
-    ref = stage(toys.write_file, process=True, cached=False)(store, **given(store))
+    ref = stage(toys.write_file, work="training", cached=False)(store, **given(store))
     assert Path(ref.path).is_file()
     assert heard[-1].done == heard[-1].total == 2
 
 
 def test_a_childs_user_error_comes_back_as_it_was_raised(toys, store):
     with pytest.raises(TooLittleDataError) as caught:
-        stage(toys.refuse, process=True, cached=False)(store, "user", RuntimeConfig(device="cpu"))
+        stage(toys.refuse, work="training", cached=False)(store, "user", RuntimeConfig(device="cpu"))
     assert type(caught.value) is TooLittleDataError
     assert str(caught.value) == "Found 3 people in store, expected 4.\nAdd video: «street»."
 
 
 def test_a_value_error_of_ours_comes_back_from_a_child_as_it_was_raised(toys, store):
     with pytest.raises(ValueError, match=r"^runtime\.device: got 'abacus', expected 'auto', 'cpu'"):
-        stage(toys.refuse, process=True, cached=False)(store, "caller", RuntimeConfig(device="cpu"))
+        stage(toys.refuse, work="training", cached=False)(store, "caller", RuntimeConfig(device="cpu"))
 
 
 @pytest.mark.parametrize("what", ["ZeroDivisionError", "ValueError"])
 def test_a_bug_in_a_child_is_a_stage_error_that_shows_the_traceback(toys, store, what):
     with pytest.raises(StageError, match=rf"ended with code 1 and left no result(.|\n)*toy_stages.py(.|\n)*{what}"):
-        stage(toys.refuse, process=True, cached=False)(store, what, RuntimeConfig(device="cpu"))
+        stage(toys.refuse, work="training", cached=False)(store, what, RuntimeConfig(device="cpu"))
 
 
 def test_a_child_that_cannot_even_start_is_a_stage_error(toys, store, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     # More than a pipe holds, so that writing it to a child that is gone fails.
     with pytest.raises(StageError, match="ended with code 1 and left no result"):
-        stage(toys.refuse, process=True, cached=False)(store, "x" * 2**20, RuntimeConfig(device="cpu"))
+        stage(toys.refuse, work="training", cached=False)(store, "x" * 2**20, RuntimeConfig(device="cpu"))
 
 
 @pytest.mark.parametrize(("how", "code"), [("exit", "7"), ("kill", "-9")])
@@ -251,14 +236,14 @@ def test_a_child_that_dies_leaves_its_last_words(toys, store, tmp_path, how, cod
     with pytest.raises(
         StageError, match=rf"toy_stages:die.*code {code} (.|\n)*decoder: bad cast in layer 7(.|\n)*again"
     ):
-        stage(toys.die, process=True, cached=False)(store, how, str(mark), RuntimeConfig(device="cpu"))
+        stage(toys.die, work="training", cached=False)(store, how, str(mark), RuntimeConfig(device="cpu"))
     assert mark.is_file()
     assert runs(store, "die") == []
 
 
 def test_a_child_that_is_killed_from_outside_is_tried_again_and_goes_on(toys, store, tmp_path):
     mark = tmp_path / "mark"
-    state = stage(toys.die, process=True, cached=False)(
+    state = stage(toys.die, work="training", cached=False)(
         store, "kill once", str(mark), RuntimeConfig(device="cpu"), return_state=True
     )
     assert state.is_completed()
@@ -273,7 +258,7 @@ def test_a_child_that_is_killed_from_outside_is_tried_again_and_goes_on(toys, st
 def test_only_what_may_pass_is_tried_again(toys, store, tmp_path, how, error, attempts):
     mark = tmp_path / "mark"
     with pytest.raises(error) as caught:
-        stage(toys.die, process=True, cached=False)(store, how, str(mark), RuntimeConfig(device="cpu"))
+        stage(toys.die, work="training", cached=False)(store, how, str(mark), RuntimeConfig(device="cpu"))
     assert type(caught.value) is error
     assert len(mark.read_text().split()) == attempts
 
@@ -297,7 +282,7 @@ def test_a_child_that_hangs_is_killed(toys, store, tmp_path):
     mark = tmp_path / "mark"
     begun = time.monotonic()
     with pytest.raises(StageError, match=r"reported nothing for 8 s and was killed(.|\n)*stall_seconds"):
-        stage(toys.die, process=True, cached=False)(
+        stage(toys.die, work="training", cached=False)(
             store, "hang", str(mark), RuntimeConfig(device="cpu", stall_seconds=8)
         )
     assert 8 <= time.monotonic() - begun < 60
@@ -309,7 +294,8 @@ def test_a_child_does_not_outlive_the_process_it_works_for(toys, store, tmp_path
     mark = tmp_path / "mark"
     program = (
         "import sys; from csip.config import RuntimeConfig; from flows.stage import stage; import toy_stages\n"
-        "stage(toy_stages.die, process=True, cached=False)(*sys.argv[1:], RuntimeConfig(device='cpu', stop_seconds=1))"
+        "stage(toy_stages.die, work='training', cached=False)"
+        "(*sys.argv[1:], RuntimeConfig(device='cpu', stop_seconds=1))"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", program, store, "hang", str(mark)],
@@ -345,7 +331,7 @@ def mark(tmp_path):
 
 
 def test_processes_together_count_together_and_one_of_them_speaks(toys, store, heard, mark):
-    ref = stage(toys.work_together, process=True, cached=False, shared=True)(store, "well", mark, together())
+    ref = stage(toys.work_together, work="training", cached=False, shared=True)(store, "well", mark, together())
     assert ref == FileRef(mark, "0" * 64)
     (run,) = runs(store, "work_together")
     assert run.counts == {"total": 2}
@@ -356,19 +342,19 @@ def test_processes_together_count_together_and_one_of_them_speaks(toys, store, h
 
 
 def test_a_stage_that_cannot_be_shared_has_one_process(toys, store, mark):
-    stage(toys.work_together, process=True, cached=False)(store, "well", mark, together())
+    stage(toys.work_together, work="training", cached=False)(store, "well", mark, together())
     assert runs(store, "work_together")[0].counts == {"total": 1}
 
 
 def test_an_error_of_all_processes_comes_back_as_one(toys, store, mark):
-    task = stage(toys.work_together, process=True, cached=False, shared=True)
+    task = stage(toys.work_together, work="training", cached=False, shared=True)
     with pytest.raises(TooLittleDataError, match=r"^Found 2 processes, expected 3\.$"):
         task(store, "refuse", mark, together())
     wait_for(lambda: not any(map(is_alive, pids(mark))), seconds=5)
 
 
 def test_a_killed_process_ends_all_of_them(toys, store, mark):
-    task = stage(toys.work_together, process=True, cached=False, shared=True)
+    task = stage(toys.work_together, work="training", cached=False, shared=True)
     with pytest.raises(StageError, match=r"toy_stages:work_together.*ended with code 1 and left no result"):
         task(store, "kill", mark, together())
     wait_for(lambda: not any(map(is_alive, pids(mark))), seconds=5)
@@ -378,7 +364,7 @@ def test_a_killed_process_ends_all_of_them(toys, store, mark):
 def test_processes_together_do_not_outlive_the_one_they_work_for(store, mark, server):
     program = (
         "import sys; from csip.config import RuntimeConfig; from flows.stage import stage; import toy_stages\n"
-        "stage(toy_stages.work_together, process=True, cached=False, shared=True)"
+        "stage(toy_stages.work_together, work='training', cached=False, shared=True)"
         "(*sys.argv[1:], RuntimeConfig(device='cpu', processes=2, stop_seconds=1))"
     )
     parent = subprocess.Popen(
@@ -404,11 +390,12 @@ def still(tiny, tiny_snapshot, run, tmp_path):
     return run(initialise(out, tiny_snapshot, tiny.clip, model, ValidateConfig(), tiny.seed))[1].value
 
 
+@pytest.mark.slow
 def test_a_training_through_the_flow_is_the_same_in_two_processes_and_leaves_no_state(
     store, tmp_path, still, tiny_snapshot
 ):
     config = PretrainConfig(epochs=2, identities=4, clips_per_identity=2, learning_rate=1e-3)
-    task = stage(pretrain_visual, process=True, cached=True, shared=True)
+    task = stage(pretrain_visual, work="training", cached=True, shared=True)
     found = []
     for processes in (1, 2):
         own = f"{store}-{processes}"
@@ -425,3 +412,10 @@ def test_a_training_through_the_flow_is_the_same_in_two_processes_and_leaves_no_
     # How many processes worked on it is no reason to do it again.
     state = task(own, still, tiny_snapshot, config, 0, RuntimeConfig(device="cpu"), return_state=True)
     assert state.name == "Cached"
+
+
+def test_a_warning_of_the_library_in_this_process_reaches_whoever_watches(toys, store, heard):
+    stage(toys.say, work=None, cached=False)(store)
+    assert [record.note for record in heard if record.note] == ["left one out"]
+    assert logging.getLogger("csip").handlers == []
+    assert logging.getLogger("csip").level == logging.NOTSET

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -35,6 +37,18 @@ def write_file(
     return Outcome(ref, {"bytes": len(content), "left_out": {"too small": 3}}, {"eyes.pt": "e" * 64})
 
 
+def say(out: Output) -> Stage[FileRef]:
+    """Log as the library does; another thread, at work on something else, does the same."""
+    log = logging.getLogger("csip.toy")
+    log.info("looked at three")
+    log.warning("left one out")
+    other = threading.Thread(target=log.warning, args=("not of this stage",))
+    other.start()
+    other.join()
+    yield Progress("say", 1, 1, "words")
+    return Outcome(FileRef("nowhere", "0" * 64))
+
+
 def write_table(out: Output, config: SplitConfig) -> Stage[TableRef]:
     """Commit one row."""
     yield Progress("write_table", 1, 1, "rows")
@@ -53,6 +67,16 @@ def write_from_child(out: Output, frames: int, pause: float, runtime: RuntimeCon
     path = Path(out.store) / f"{os.getpid()}"
     path.write_text("done")
     return Outcome(FileRef(str(path), "0" * 64), {"pid": os.getpid()})
+
+
+def take_time(out: Output, runtime: RuntimeConfig) -> Stage[FileRef]:
+    """Take half a second; leave a file that says from when to when, and which CUDA devices were shown."""
+    begun = time.time()
+    yield Progress("take_time", 0, 1, "files")
+    time.sleep(0.5)
+    path = Path(out.store) / f"time-{out.run_id}"
+    path.write_text(f"{begun} {time.time()} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}")
+    return Outcome(FileRef(str(path), hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
 def refuse(out: Output, what: str, runtime: RuntimeConfig) -> Stage[FileRef]:

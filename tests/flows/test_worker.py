@@ -1,0 +1,62 @@
+"""`csip worker`: what it says when Prefect's worker ends by itself, and that it waits for what that one leaves."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flows
+
+ROOT = Path(flows.__file__).resolve().parent.parent
+
+WORK = """
+import sys
+from flows import worker
+sys.executable = sys.argv[1]
+try:
+    worker.work("boxes", 3, healthcheck=True)
+except worker.WorkerError as error:
+    sys.exit(str(error))
+"""
+
+
+def start(folder, script):
+    """Run `work` in a process of its own, with a shell script in the place of Prefect's worker."""
+    fake = folder / "fake-worker"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK, fake], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_worker_that_ends_by_itself_is_an_error_once_all_that_it_left_has_ended(tmp_path):
+    process = start(tmp_path, '(sleep 1; echo saved > mark) & echo "$@" > words; env > environment; exit 7')
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Prefect's worker ended by itself (code 7)" in told
+    assert (tmp_path / "mark").read_text() == "saved\n"
+    words = "-m prefect worker start --pool boxes --type process --limit 3 --with-healthcheck\n"
+    assert (tmp_path / "words").read_text() == words
+    # Its log is for people.
+    assert "PREFECT_LOGGING_HANDLERS_" not in (tmp_path / "environment").read_text()
+
+
+def test_a_worker_that_is_told_to_end_is_no_error_and_what_it_left_is_waited_for(tmp_path):
+    process = start(tmp_path, "(sleep 1; echo saved > mark) & touch ready; exec sleep 600")
+    end = time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, "")
+    assert (tmp_path / "mark").read_text() == "saved\n"
+
+
+def test_what_runs_until_it_is_stopped_has_no_one_document(command):
+    done = command("worker", "--json")
+    assert done.code == 2
+    assert "has no one document to print" in done.err
