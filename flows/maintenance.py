@@ -23,9 +23,9 @@ _ABSENT = "-"
 
 def snapshots(store: str, *, as_json: bool) -> None:
     """List what a store publishes."""
-    listed = list_snapshots(store)
+    listed, size = list_snapshots(store)
     if as_json:
-        terminal.show_json({"store": store, "snapshots": to_plain(listed)})
+        terminal.show_json({"store": store, "snapshots": to_plain(listed), "bytes": size})
         return
     for one in listed:
         protocols = ", ".join(f"{name} ({n} splits)" if n > 1 else name for name, n in one.protocols.items())
@@ -35,12 +35,14 @@ def snapshots(store: str, *, as_json: bool) -> None:
             ("digest", one.digest[:12]),
             ("protocols", protocols or "none"),
             ("table versions", ", ".join(f"{name}@{version}" for name, version in one.tables.items())),
-            ("data files", _size(one.bytes)),
+            ("data files", f"{_size(one.bytes)}, of which {_size(one.own_bytes)} in no other snapshot"),
             *((name, plain[name]) for name in ("videos", "tracklets", "crops", "frames") if name in plain),
             *((name, plain[name]) for name in ("train people", "test people") if name in plain),
             *([("cannot be read", one.problem)] if one.problem else []),
         ]
         terminal.OUT.print(terminal.facts(one.name, shown))
+    if len(listed) > 1:
+        terminal.OUT.print(Text(f"{len(listed)} snapshots, which share data files: {_size(size)} together."))
     if not listed:
         terminal.OUT.print(Text(f"No snapshot is published in {store}. Make one with `csip build-skeletons`."))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,11 @@ from csip.errors import StoreError
 from csip.tables import RunRecord, quote
 from csip.types import Snapshot
 
+_File = tuple[str, str]
+"""A table and the name of one of its data files."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Listed:
     """A published snapshot.
 
@@ -23,7 +27,8 @@ class Listed:
         protocols: protocol -> how many splits it has.
         counts: what it was published with.
         tables: table -> pinned version.
-        bytes: of the data files that its versions name; other snapshots may name the same ones.
+        bytes: of the data files that its versions name.
+        own_bytes: of those that no other snapshot names.
         problem: why its tables cannot be read; empty where they can.
     """
 
@@ -33,7 +38,8 @@ class Listed:
     protocols: Mapping[str, int]
     counts: Mapping[str, Any]
     tables: Mapping[str, int]
-    bytes: int
+    bytes: int = 0
+    own_bytes: int = 0
     problem: str = ""
 
 
@@ -49,21 +55,30 @@ def published(store: str, names: Sequence[str] = ()) -> dict[str, dict[str, Any]
     return {name: row for name, row in rows.items() if not names or name in names}
 
 
-def list_snapshots(store: str) -> list[Listed]:
-    """List what a store publishes, oldest first.
+def list_snapshots(store: str) -> tuple[list[Listed], int]:
+    """List what a store publishes, oldest first, and count the bytes of the data files that all of it names.
 
     Raises:
         StoreError: there is no such store.
     """
-    return [_listed(store, row) for row in published(store).values()]
+    found = [_listed(store, row) for row in published(store).values()]
+    sizes = {file: size for _, files in found for file, size in files.items()}
+    users = Counter(file for _, files in found for file in files)
+    for one, files in found:
+        one.bytes = sum(files.values())
+        one.own_bytes = sum(size for file, size in files.items() if users[file] == 1)
+    return [one for one, _ in found], sum(sizes.values())
 
 
-def _listed(store: str, row: Mapping[str, Any]) -> Listed:
+def _listed(store: str, row: Mapping[str, Any]) -> tuple[Listed, dict[_File, int]]:
     protocols: dict[str, int] = {}
-    size, problem = 0, ""
+    files: dict[_File, int] = {}
+    problem = ""
     try:
         snapshot = Snapshot(row["name"], store, row["tables"], row["digest"])
-        size = sum(tables.extent(tables.pinned(snapshot, name)).data_bytes for name in row["tables"])
+        for name in row["tables"]:
+            extent = tables.extent(tables.pinned(snapshot, name))
+            files.update({(name, path): size for path, size in extent.files.items()})
         where = f"dataset = {quote(row['name'])}"
         splits = tables.read(tables.pinned(snapshot, "splits"), ["protocol", "split"], where)
         pairs = set(zip(splits["protocol"].to_pylist(), splits["split"].to_pylist(), strict=True))
@@ -71,7 +86,7 @@ def _listed(store: str, row: Mapping[str, Any]) -> Listed:
     except StoreError as error:
         problem = str(error)
     told = {name: row[name] for name in ("name", "created", "digest", "counts", "tables")}
-    return Listed(**told, protocols=protocols, bytes=size, problem=problem)
+    return Listed(**told, protocols=protocols, problem=problem), files
 
 
 def extractions(row: Mapping[str, Any], runs: Sequence[RunRecord]) -> dict[str, RunRecord]:

@@ -33,13 +33,13 @@ class Extent:
 
     Attributes:
         rows: that it shows.
-        data_bytes: of its data files, rows included that it has deleted.
-        fragments: id -> bytes of its data files.
+        fragments: id -> bytes of its data files, rows included that it has deleted.
+        files: name of a data file, which no other has in this table -> its bytes.
     """
 
     rows: int
-    data_bytes: int
     fragments: Mapping[int, int]
+    files: Mapping[str, int]
 
 
 def extent(ref: TableRef) -> Extent:
@@ -49,9 +49,14 @@ def extent(ref: TableRef) -> Extent:
         StoreError: it cannot be opened.
     """
     dataset = open_version(ref)
-    files = {fragment.fragment_id: fragment.metadata.files for fragment in dataset.get_fragments()}
-    sizes = {number: sum(file.file_size_bytes or 0 for file in some) for number, some in files.items()}
-    return Extent(dataset.count_rows(), sum(sizes.values()), sizes)
+    sizes = {
+        fragment.fragment_id: {file.path: file.file_size_bytes or 0 for file in fragment.metadata.files}
+        for fragment in dataset.get_fragments()
+    }
+    fragments = {number: sum(some.values()) for number, some in sizes.items()}
+    return Extent(
+        dataset.count_rows(), fragments, {path: size for some in sizes.values() for path, size in some.items()}
+    )
 
 
 def list_versions(store: str, name: str) -> dict[int, datetime]:
@@ -114,7 +119,7 @@ def _preempted(error: Exception, ref: TableRef) -> bool:
 def _compaction(
     ref: TableRef, whole: Extent, leave: Iterable[int], *, deleted_share: float = _DELETED_SHARE
 ) -> tuple[lance.LanceDataset, CompactionOptions]:
-    each = whole.data_bytes // max(whole.rows, 1)
+    each = sum(whole.files.values()) // max(whole.rows, 1)
     rows = max(1, min(FRAGMENT_ROWS, FRAGMENT_BYTES // max(each, 1)))
     return open_version(ref), {
         "target_rows_per_fragment": rows,
