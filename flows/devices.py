@@ -22,6 +22,7 @@ from typing import IO, Literal
 
 from csip.config import RuntimeConfig
 from csip.device import list_devices, resolve_device
+from csip.errors import StageError
 from csip.weights import cache_folder
 
 Work = Literal["pose", "training"]
@@ -62,7 +63,7 @@ def held(
         tell: hears once whom it waits for.
 
     Raises:
-        CsipError: the device does not exist on this machine.
+        CsipError: the device does not exist on this machine, or there is no place for locks.
     """
     if work is None:
         yield Held(resolve_device(runtime.device))
@@ -95,6 +96,12 @@ def _slots(work: Work, names: list[str], per_device: int) -> list[tuple[str, Pat
     except OSError:
         folder = Path(tempfile.gettempdir()) / f"csip-devices-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
+        # Everybody may write where it lies: what somebody else put there could lead our writing elsewhere.
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise StageError(
+                f"{folder}: found a folder of another user, or a link, expected one of this user's own for the locks "
+                "of devices. Set CSIP_CACHE to a folder that this user can write."
+            ) from None
     return [(one, folder / f"{work}-{_physical(one)}-{n}") for n in range(per_device) for one in names]
 
 

@@ -111,6 +111,22 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_work(cache, monkeypatc
             stack.enter_context(held("pose", CPU, 1, "2", refuse_to_wait))
 
 
+@pytest.mark.parametrize("planted", ["link", "folder of another user"])
+def test_what_somebody_else_put_in_the_place_of_locks_is_not_written_to(cache, monkeypatch, tmp_path, planted):
+    cache.write_text("a file in the folder's place")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "theirs").mkdir()
+    other = os.getuid() + 1
+    if planted == "link":
+        (tmp_path / f"csip-devices-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    else:
+        (tmp_path / f"csip-devices-{other}").mkdir()
+        monkeypatch.setattr("os.getuid", lambda: other)
+    with pytest.raises(CsipError, match=r"found a folder of another user, or a link.*Set CSIP_CACHE"):
+        held("pose", CPU, 1, "1", refuse_to_wait).__enter__()
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith("pose-")] == []
+
+
 def test_a_device_that_is_not_there_is_said():
     eighth = held("pose", RuntimeConfig(device="cuda:7"), 1, "1", refuse_to_wait)
     with pytest.raises(CsipError, match=r"runtime\.device: got 'cuda:7'"), eighth:
