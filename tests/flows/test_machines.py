@@ -117,6 +117,8 @@ def built_alone(tmp_path, monkeypatch):
         store = tmp_path / "alone"
         # As `runtime.threads` has it for the flows; sums in another order are other sums.
         monkeypatch.setenv("OMP_NUM_THREADS", str(builds.RUNTIME.threads))
+        # The process imports its function, and gets this one's path.
+        monkeypatch.syspath_prepend(builds.ROOT)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             for video in videos:
                 pool.submit(builds.build, str(store), [str(video)], CONFIG).result(timeout=300)
