@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from csip.types import Progress
@@ -29,12 +30,26 @@ _SECONDS_BETWEEN_UPDATES = 2.0
 _MOST_SECONDS_BETWEEN_UPDATES = 30.0
 # Prefect keeps an event of each update, of some 4 kB: a task of hours must not fill its database.
 _SHARE_OF_THE_TIME = 0.02
+_LOG = logging.getLogger(__name__)
 _NO_KEY = re.compile("[^a-z0-9]+")
 
 
 def artifact_key(text: str) -> str:
     """Spell a name as a key of artifacts: lower-case letters, digits and dashes."""
     return _NO_KEY.sub("-", text.lower()).strip("-")
+
+
+@contextmanager
+def if_reachable(tell: Callable[[str], None]) -> Iterator[None]:
+    """Let work go on where Prefect's server cannot be told of it: what is shown there is no part of any result.
+
+    Args:
+        tell: hears what was wrong.
+    """
+    try:
+        yield
+    except httpx.HTTPError as error:
+        tell(f"Prefect's server could not be told how it goes ({type(error).__name__}: {error}). The work goes on.")
 
 
 class Reporter:
@@ -45,6 +60,7 @@ class Reporter:
         # Read here, in the flow's own context: the thread that reads a child's log has none.
         self._listener = LISTENER.get()
         self._artifact: UUID | None = None
+        self._heard = True
         self._begun = time.monotonic()
         self._sent = float("-inf")
         self._first: tuple[float, int] | None = None
@@ -83,11 +99,19 @@ class Reporter:
         return f", about {timedelta(seconds=round(seconds))} left"
 
     def _send(self, percent: float, text: str) -> None:
-        if self._artifact is None:
-            made = create_progress_artifact(percent, key=artifact_key(self._task), description=text)
-            self._artifact = made if isinstance(made, UUID) else None
-        else:
-            update_progress_artifact(self._artifact, percent, description=text)
+        before, self._heard = self._heard, False
+        # An outage is told once: hours of it are many updates.
+        with if_reachable(self._complain if before else lambda _: None):
+            if self._artifact is None:
+                made = create_progress_artifact(percent, key=artifact_key(self._task), description=text)
+                self._artifact = made if isinstance(made, UUID) else None
+            else:
+                update_progress_artifact(self._artifact, percent, description=text)
+            self._heard = True
+
+    def _complain(self, text: str) -> None:
+        _LOG.warning("%s", text)
+        self.warn(text)
 
 
 def _describe(record: Progress) -> str:

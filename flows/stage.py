@@ -42,7 +42,7 @@ from csip.types import Output, Progress, Stage, TableRef
 from flows.artifacts import show_outcome
 from flows.child import REQUEST, call, run_stage
 from flows.devices import Held, Work, held
-from flows.progress import Reporter, library_log, passing_on
+from flows.progress import Reporter, if_reachable, library_log, passing_on
 from flows.together import child_environment, end, torchrun
 
 RETRY_SECONDS = (10.0, 60.0)
@@ -167,7 +167,8 @@ def _run(function: Any, store: str, given: dict[str, Any], *, work: Work | None,
         )
     for path in outcome.leftovers:
         Path(path).unlink(missing_ok=True)
-    show_outcome(task_run.name or name, store, outcome.value, outcome.counts, inputs)
+    with if_reachable(logger.warning):
+        show_outcome(task_run.name or name, store, outcome.value, outcome.counts, inputs)
     return outcome.value
 
 
@@ -180,7 +181,8 @@ def _done_before(store: str, key: str) -> RunRecord | None:
 def _give_again(known: RunRecord, store: str, kind: Any, logger: Any) -> State[Any]:
     logger.info("%s: nothing to do, run %s has done it.", known.stage, known.run_id)
     value = from_plain(kind, {"value": known.outputs}).value
-    show_outcome(task_run.name or known.stage, store, value, known.counts, known.inputs)
+    with if_reachable(logger.warning):
+        show_outcome(task_run.name or known.stage, store, value, known.counts, known.inputs)
     return Completed(name="Cached", message=f"Done by run {known.run_id}.", data=value)
 
 

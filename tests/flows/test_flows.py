@@ -347,18 +347,28 @@ def running_server(folder, **more):
     }
     processes = Processes(folder, environment)
     prefect = Path(sys.executable).with_name("prefect")
-    server = processes.start(prefect, "server", "start", "--host", "127.0.0.1", "--port", port)
-    try:
+
+    def serve():
+        server = processes.start(prefect, "server", "start", "--host", "127.0.0.1", "--port", port)
         end = time.monotonic() + 120
         while True:
             try:
                 urllib.request.urlopen(f"{environment['PREFECT_API_URL']}/health", timeout=5).close()
-                break
+                return server
             except (urllib.error.URLError, OSError):
                 assert server.poll() is None, "the server ended"
                 assert time.monotonic() < end, "the server did not answer"
                 time.sleep(0.5)
-        yield SimpleNamespace(url=environment["PREFECT_API_URL"], processes=processes, prefect=prefect, folder=folder)
+
+    try:
+        yield SimpleNamespace(
+            url=environment["PREFECT_API_URL"],
+            processes=processes,
+            prefect=prefect,
+            folder=folder,
+            process=serve(),
+            serve=serve,
+        )
     finally:
         processes.end()
 
@@ -447,3 +457,35 @@ def test_a_run_that_was_killed_with_its_worker_does_not_stay_running(real_server
         os.kill(pid, signal.SIGKILL)
     run = state(240, "CRASHED")
     assert "No heartbeat for 95 s" in run["state"]["message"]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_for_a_while_stops_no_training(real_server, built, own_store, settings):
+    processes, csip = real_server.processes, Path(sys.executable).with_name("csip")
+    words = ("train-csip", "demo", "--snapshot", built.snapshot, "--store", own_store, *settings.small)
+    training = processes.start(csip, *words, *settings.sets(("pretrain.epochs=200",)))
+    log = processes.folder / f"{len(list(processes.folder.glob('*.log'))) - 1}-csip.log"
+
+    def epochs():
+        rows = tables.read(tables.current(str(own_store), "metrics"), ["step"], "stage = 'pretrain_visual'")
+        return set(rows["step"].to_pylist())
+
+    def wait_for(condition, seconds):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert training.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+
+    wait_for(epochs, 120)
+    os.killpg(real_server.process.pid, signal.SIGKILL)
+    wait_for(lambda: "The work goes on." in log.read_text(), 60)
+    seen = epochs()
+    wait_for(lambda: epochs() > seen, 60)
+    real_server.serve()
+    training.wait(timeout=300)
+    assert training.returncode == 0, log.read_text()
+    assert log.read_text().count("could not be told how it goes") == 1
+    (run,) = flow_runs(real_server.url, own_store)
+    assert run["state_type"] == "COMPLETED"
+    assert epochs() == set(range(1, 201))

@@ -4,10 +4,12 @@ import time
 from itertools import pairwise
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from csip.types import Progress
 from flows import progress
-from flows.progress import Reporter
+from flows.progress import LISTENER, Reporter
 
 
 @pytest.fixture
@@ -30,3 +32,35 @@ def test_a_long_task_tells_prefect_less_and_less_often(clock):
     assert pauses[:50] == [2.0] * 50
     assert {pause for at, pause in zip(sent, pauses, strict=False) if at > 1000 + 1530} == {30.0}
     assert len(sent) < 700
+
+
+@pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow")
+def test_an_outage_of_the_server_is_told_once_and_what_comes_after_it_is_shown(caplog, monkeypatch):
+    now, notes = [1000.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    token = LISTENER.set(lambda record: notes.append(record.note))
+    try:
+        reporter = Reporter("an outage")
+    finally:
+        LISTENER.reset(token)
+
+    def tell(done):
+        now[0] += 5
+        reporter(Progress("stage2", done, 8, "epochs"))
+
+    def outage(*numbers):
+        # Port 9 is "discard"; nobody listens there.
+        with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+            for done in numbers:
+                tell(done)
+
+    outage(1, 2)
+    tell(3)
+    outage(4, 5, 6)
+    tell(7)
+    told = [note for note in notes if note]
+    assert [text.partition(" (")[0] for text in told] == ["Prefect's server could not be told how it goes"] * 2
+    assert told == [record.getMessage() for record in caplog.records if record.name == "flows.progress"]
+    client = get_client(sync_client=True)
+    shown = [one for one in client.read_artifacts() if one.key == "an-outage"]
+    assert [float(one.data) for one in shown] == [87.5]
