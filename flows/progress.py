@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +17,7 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from csip.types import Progress
 from flows.child import LOG_FORMAT
@@ -100,8 +101,10 @@ class Reporter:
 
     def _send(self, percent: float, text: str) -> None:
         before, self._heard = self._heard, False
-        # An outage is told once: hours of it are many updates.
-        with if_reachable(self._complain if before else lambda _: None):
+        # Hours of an outage are many updates. The first one is tried for a minute, as Prefect's client does, and told;
+        # from then on nobody waits.
+        patience = nullcontext() if before else temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+        with if_reachable(self._complain if before else lambda _: None), patience:
             if self._artifact is None:
                 made = create_progress_artifact(percent, key=artifact_key(self._task), description=text)
                 self._artifact = made if isinstance(made, UUID) else None

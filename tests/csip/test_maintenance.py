@@ -903,8 +903,12 @@ collect(store, dry_run=False, drop=[drop], older_than=timedelta(0))
 @pytest.mark.parametrize(
     ("call", "number"),
     [
-        *(("delete", 1), ("untag", 1), ("untag", 4), ("delete_as_read", 1), ("delete_as_read", 2), ("compact", 1)),
-        *(("clean_up", 1), ("clean_up", 5), ("cleanup_old_versions", 4), ("unlink", 1), ("unlink", 2)),
+        *(("delete", 1), ("delete_as_read", 1), ("cleanup_old_versions", 4)),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("untag", 1), ("untag", 4), ("delete_as_read", 2), ("compact", 1), ("clean_up", 1))
+        ),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("clean_up", 5), ("unlink", 1), ("unlink", 2))),
     ],
 )
 def test_a_killed_gc_leaves_published_data_as_it_was_and_the_next_one_completes(store, call, number, tmp_path):
@@ -1017,7 +1021,7 @@ class Years:
             assert tables.read(ref).to_pylist() == expected
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(one, marks=pytest.mark.slow) for one in range(1, 16))])
 def test_whatever_a_store_lives_through_a_gc_keeps_what_is_named_and_gives_back_the_rest(store, seed):
     life = Years(store, seed)
     steps = [life.add, life.write_again, life.begin, life.publish, life.tag, life.evaluate, life.drop, life.collect]

@@ -361,6 +361,7 @@ def test_a_killed_process_ends_all_of_them(toys, store, mark):
     assert runs(store, "work_together") == []
 
 
+@pytest.mark.slow
 def test_processes_together_do_not_outlive_the_one_they_work_for(store, mark, server):
     program = (
         "import sys; from csip.config import RuntimeConfig; from flows.stage import stage; import toy_stages\n"
