@@ -173,11 +173,6 @@ def kill_until_done(start, out, undisturbed, name, kills, chance, **changes):
         return killed, writing
 
 
-def test_a_killed_training_goes_on_bit_for_bit(start, out, undisturbed):
-    killed, _ = kill_until_done(start, out, undisturbed, "stage2", 1, random.Random(1))
-    assert killed == 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_killed_many_times_goes_on_bit_for_bit(start, out, undisturbed, name):

@@ -91,6 +91,7 @@ def test_verify_ends_with_1_where_there_is_a_fault_and_says_where(command, own_s
     assert (told["faults"], told["findings"][0]["where"]) == (1, "skeletons")
 
 
+@pytest.mark.slow
 def test_a_diff_shows_settings_counts_parts_and_rows(command, tmp_path):
     store = tmp_path / "store"
     words = ["build-skeletons", "walkers:", "--store", store, "--json", "--set", "walkers.frames=3"]

@@ -253,7 +253,10 @@ def test_a_child_that_is_killed_from_outside_is_tried_again_and_goes_on(toys, st
 
 @pytest.mark.parametrize(
     ("how", "error", "attempts"),
-    [("kill", ProcessLostError, 3), ("exit", StageError, 1), ("busy", StoreBusyError, 3), ("user", StoreError, 1)],
+    [
+        *(("kill", ProcessLostError, 3), ("exit", StageError, 1), ("user", StoreError, 1)),
+        pytest.param("busy", StoreBusyError, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_only_what_may_pass_is_tried_again(toys, store, tmp_path, how, error, attempts):
     mark = tmp_path / "mark"
@@ -290,6 +293,7 @@ def test_a_child_that_hangs_is_killed(toys, store, tmp_path):
     assert not is_alive(int(mark.read_text().split()[0]))
 
 
+@pytest.mark.slow
 def test_a_child_does_not_outlive_the_process_it_works_for(toys, store, tmp_path, server):
     mark = tmp_path / "mark"
     program = (
@@ -346,6 +350,7 @@ def test_a_stage_that_cannot_be_shared_has_one_process(toys, store, mark):
     assert runs(store, "work_together")[0].counts == {"total": 1}
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_comes_back_as_one(toys, store, mark):
     task = stage(toys.work_together, work="training", cached=False, shared=True)
     with pytest.raises(TooLittleDataError, match=r"^Found 2 processes, expected 3\.$"):

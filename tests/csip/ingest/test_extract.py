@@ -270,14 +270,12 @@ def test_leftovers_of_a_run_that_was_killed_are_removed(extracted, store, street
 @pytest.mark.parametrize(
     ("table", "nth", "model_runs_again"),
     [
-        ("detections", 1, True),
-        ("videos", 1, True),
-        ("runs", 1, True),
-        ("crops", 1, False),
-        ("crops", 3, False),
-        ("skeletons", 1, False),
-        ("tracklets", 1, False),
-        ("runs", 2, False),
+        *(("detections", 1, True), ("crops", 3, False), ("tracklets", 1, False)),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("videos", 1, True), ("runs", 1, True), ("crops", 1, False), ("skeletons", 1, False))
+        ),
+        pytest.param("runs", 2, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_crash_between_commits_is_made_good_by_the_next_run(

@@ -97,7 +97,13 @@ def test_every_segment_is_recorded_and_the_last_one_finishes_the_video(whole, st
 
 @pytest.mark.parametrize(
     ("table", "segment"),
-    [("detections", 1), ("detect_video", 0), ("crops", 1), ("skeletons", 3), ("track", 1), ("track", 3)],
+    [
+        *(("crops", 1), ("track", 3)),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("detections", 1), ("detect_video", 0), ("skeletons", 3), ("track", 1))
+        ),
+    ],
 )
 def test_a_crash_costs_no_more_than_its_segment(
     whole, replayed, street, short, steps, tmp_path, monkeypatch, table, segment

@@ -442,6 +442,7 @@ def test_numbers_of_tracks_do_not_depend_on_borders_without_links(seed, borders)
     same(track(crowd(seed), borders, **off), track(crowd(seed), **off))
 
 
+@pytest.mark.slow
 def test_what_is_kept_in_mind_does_not_grow_with_the_video():
     """Somebody new every second frame for 100 segments, and one who stays: the last ones hold what the first did."""
     tracker, most = begin(), []

@@ -101,8 +101,13 @@ def left_after_every_record(begin, out, changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {**TRANSG, "shuffle_once": True}, {"select_on_probe": True, "patience": 1, "epochs": 3}],
-    ids=["csip", "transg, shuffled once", "best on the probes"],
+    [
+        pytest.param({}, id="csip"),
+        pytest.param({**TRANSG, "shuffle_once": True}, id="transg, shuffled once", marks=pytest.mark.slow),
+        pytest.param(
+            {"select_on_probe": True, "patience": 1, "epochs": 3}, id="best on the probes", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_training_left_after_any_record_comes_to_the_same(begin, out, run, changes):
     changes = {"batch_windows": 200, **changes}  # two batches an epoch

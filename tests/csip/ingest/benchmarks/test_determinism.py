@@ -109,6 +109,7 @@ def test_the_order_in_which_folders_are_listed_decides_nothing(originals, kind, 
     assert asked or kind in ("arrays", "videos")
 
 
+@pytest.mark.slow
 def test_the_hash_seed_decides_nothing(originals):
     program = f"""
 import json, sys
