@@ -219,6 +219,7 @@ def test_what_may_enter_is_written_nowhere(store, bucket):
     assert [text for text in contents if SECRET.encode() in text or KEY.encode() in text] == []
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_or_cannot_be_entered_is_named(store, monkeypatch):
     with pytest.raises(StoreError, match=r"Store s3://csip/elsewhere: found no table 'crops' there"):
         tables.current("s3://csip/elsewhere", "crops")

@@ -623,6 +623,7 @@ def test_a_setting_that_this_machine_or_network_cannot_take_is_said(command, unh
     assert told in done.err
 
 
+@pytest.mark.slow
 def test_a_dead_prefect_server_is_said(fresh_command, tmp_path, street):
     # Port 9 is "discard"; nobody listens there.
     url = "http://127.0.0.1:9/api"

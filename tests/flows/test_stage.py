@@ -281,6 +281,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_killed(toys, store, tmp_path):
     mark = tmp_path / "mark"
     begun = time.monotonic()

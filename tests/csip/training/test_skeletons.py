@@ -69,7 +69,10 @@ def rank1(snapshot, ref, config=CONFIG):
     return probe_rank1(asked, query.pid, there, gallery.pid)
 
 
-@pytest.mark.parametrize("changes", [{"learning_rate": 1e-3}, TRANSG], ids=["csip", "transg"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({"learning_rate": 1e-3}, id="csip"), pytest.param(TRANSG, id="transg", marks=pytest.mark.slow)],
+)
 def test_people_are_found_by_their_proportions_after_training_and_not_before(
     make_folder, tmp_path, train, out, run, tiny, changes
 ):
