@@ -167,8 +167,7 @@ def _run(function: Any, store: str, given: dict[str, Any], *, work: Work | None,
         )
     for path in outcome.leftovers:
         Path(path).unlink(missing_ok=True)
-    with if_reachable(logger.warning):
-        show_outcome(task_run.name or name, store, outcome.value, outcome.counts, inputs)
+    _show(name, store, outcome.value, outcome.counts, inputs, logger)
     return outcome.value
 
 
@@ -181,9 +180,13 @@ def _done_before(store: str, key: str) -> RunRecord | None:
 def _give_again(known: RunRecord, store: str, kind: Any, logger: Any) -> State[Any]:
     logger.info("%s: nothing to do, run %s has done it.", known.stage, known.run_id)
     value = from_plain(kind, {"value": known.outputs}).value
-    with if_reachable(logger.warning):
-        show_outcome(task_run.name or known.stage, store, value, known.counts, known.inputs)
+    _show(known.stage, store, value, known.counts, known.inputs, logger)
     return Completed(name="Cached", message=f"Done by run {known.run_id}.", data=value)
+
+
+def _show(name: str, store: str, value: Any, counts: Any, inputs: Any, logger: Any) -> None:
+    with if_reachable(logger.warning):
+        show_outcome(task_run.name or name, store, value, counts, inputs)
 
 
 def _without_runtime(given: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 
 from csip import tables
@@ -13,15 +15,32 @@ from csip.errors import StoreError
 from csip.maintenance.findings import Finding, Kind
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import snapshots_in
-from csip.maintenance.values import lengths_of_vectors, odd_vectors
+from csip.maintenance.values import BoolArray, lengths_of_vectors, odd_vectors
 from csip.references import things_in
 from csip.tables import RunRecord, table_uri
-from csip.types import TableRef
+from csip.types import IntArray, TableRef
 
 _RAW = "embed_skeletons"  # the one stage whose embeddings are ranked as they are, of any length
 _TOLERANCE = 1e-3
 _Snapshots = Mapping[str, Mapping[str, Any]]
 _Makers = Mapping[str, Sequence[RunRecord]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """What is to be known of N embeddings.
+
+    Attributes:
+        names: encoder and tracklet of each.
+        width: (N,) how many numbers it has.
+        bad: (N,) whether any of them is not finite.
+        length: (N,) Euclidean.
+    """
+
+    names: list[tuple[str, str]]
+    width: IntArray
+    bad: BoolArray
+    length: npt.NDArray[np.float64]
 
 
 def check_embeddings(
@@ -41,25 +60,28 @@ def check_embeddings(
                 made.setdefault(thing.name, []).append(run)
     try:
         ref = tables.current(store, "embeddings")
-        found = list(_odd_rows(ref, made))
-        return found + list(_dangling(store, ref, made, snapshots))
+        vectors = _read(ref)
+        return [*_odd_rows(vectors, made), *_dangling(store, set(vectors.names), made, snapshots)]
     except StoreError as error:
         return [Finding("fault", "", "embeddings", str(error))]
 
 
-def _odd_rows(ref: TableRef, made: _Makers) -> Iterator[Finding]:
-    """Find vectors of another width than most of their encoder, not of length 1 where they are to be, or not finite."""
+def _read(ref: TableRef) -> _Vectors:
+    """Read all rows, and keep what there is to say of each."""
     names: list[tuple[str, str]] = []
-    widths, odd, length = [], [], []
+    widths, odd, length = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)], [np.zeros(0)]
     for batch in tables.stream(ref, ["encoder_digest", "tracklet_id", "feature"]):
         feature = batch.column("feature")
         names += zip(*(batch.column(i).to_pylist() for i in range(2)), strict=True)
         widths.append(np.asarray(pc.list_value_length(feature), np.int64))
         odd.append(odd_vectors(feature))
         length.append(lengths_of_vectors(feature))
-    if not names:
-        return
-    width, bad, norm = np.concatenate(widths), np.concatenate(odd), np.concatenate(length)
+    return _Vectors(names, np.concatenate(widths), np.concatenate(odd), np.concatenate(length))
+
+
+def _odd_rows(vectors: _Vectors, made: _Makers) -> Iterator[Finding]:
+    """Find vectors of another width than most of their encoder, not of length 1 where they are to be, or not finite."""
+    names, width, bad, norm = vectors.names, vectors.width, vectors.bad, vectors.length
     encoders = np.array([encoder for encoder, _ in names])
     wide = np.zeros(len(names), np.bool_)
     unit = np.zeros(len(names), np.bool_)
@@ -79,10 +101,9 @@ def _odd_rows(ref: TableRef, made: _Makers) -> Iterator[Finding]:
         yield from _say("fault", told, text)
 
 
-def _dangling(store: str, ref: TableRef, made: _Makers, snapshots: _Snapshots) -> Iterator[Finding]:
+def _dangling(store: str, owners: set[tuple[str, str]], made: _Makers, snapshots: _Snapshots) -> Iterator[Finding]:
     """Find rows of tracklets that are not there; without harm where the snapshot they were made of was dropped."""
     known = _tracklets(tables.current(store, "tracklets"))
-    owners = {pair for batch in tables.stream(ref, ["encoder_digest", "tracklet_id"]) for pair in _pairs(batch)}
     gone = {(encoder, tracklet) for encoder, tracklet in owners if tracklet not in known}
     if not gone:
         return
@@ -101,10 +122,6 @@ def _dangling(store: str, ref: TableRef, made: _Makers, snapshots: _Snapshots) -
 
 def _tracklets(ref: TableRef) -> set[str]:
     return {name for batch in tables.stream(ref, ["tracklet_id"]) for name in batch.column(0).to_pylist()}
-
-
-def _pairs(batch: Any) -> Iterator[tuple[str, str]]:
-    return zip(*(batch.column(i).to_pylist() for i in range(2)), strict=True)
 
 
 def _say(kind: Kind, names: Sequence[str], text: str) -> Iterator[Finding]:

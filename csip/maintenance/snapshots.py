@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from csip import tables
@@ -16,7 +16,7 @@ _File = tuple[str, str]
 """A table and the name of one of its data files."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A published snapshot.
 
@@ -64,10 +64,15 @@ def list_snapshots(store: str) -> tuple[list[Listed], int]:
     found = [_listed(store, row) for row in published(store).values()]
     sizes = {file: size for _, files in found for file, size in files.items()}
     users = Counter(file for _, files in found for file in files)
-    for one, files in found:
-        one.bytes = sum(files.values())
-        one.own_bytes = sum(size for file, size in files.items() if users[file] == 1)
-    return [one for one, _ in found], sum(sizes.values())
+    listed = [
+        replace(
+            one,
+            bytes=sum(files.values()),
+            own_bytes=sum(size for file, size in files.items() if users[file] == 1),
+        )
+        for one, files in found
+    ]
+    return listed, sum(sizes.values())
 
 
 def _listed(store: str, row: Mapping[str, Any]) -> tuple[Listed, dict[_File, int]]:

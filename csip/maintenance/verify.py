@@ -161,8 +161,10 @@ def _check_detections(look: Look, ref: TableRef) -> None:
     number, _ = keys.split_frames(keys.split_pairs(found)[0])
     own, counts = np.unique(number, return_counts=True)
     have = dict(zip((numbers.names[n] for n in own.tolist()), counts.tolist(), strict=True))
-    strange = sorted({sha for sha, _ in have} - look.videos - _videos_of_runs(look))
-    look.say_some("detections", [sha[:12] for sha in strange], "videos that are not there have rows")
+    strange = {sha for sha, _ in have} - look.videos
+    if strange:
+        strange -= _videos_of_runs(look)
+    look.say_some("detections", [sha[:12] for sha in sorted(strange)], "videos that are not there have rows")
     for sha, run in extractions(look.row, look.runs).items():
         there, expected = have.get((sha, run.outputs["detect_digest"]), 0), run.counts["detections"]
         if there != expected:

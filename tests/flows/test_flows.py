@@ -325,6 +325,14 @@ class Processes:
             log.close()
 
 
+def wait_for(condition, seconds, told):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, told()
+        time.sleep(0.2)
+    return found
+
+
 def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -464,25 +472,22 @@ def test_a_server_that_is_gone_for_a_while_stops_no_training(real_server, built,
     processes, csip = real_server.processes, Path(sys.executable).with_name("csip")
     words = ("train-csip", "demo", "--snapshot", built.snapshot, "--store", own_store, *settings.small)
     training = processes.start(csip, *words, *settings.sets(("pretrain.epochs=200",)))
-    log = processes.folder / f"{len(list(processes.folder.glob('*.log'))) - 1}-csip.log"
+    (log,) = processes.folder.glob("*-csip.log")
 
     def epochs():
         rows = tables.read(tables.current(str(own_store), "metrics"), ["step"], "stage = 'pretrain_visual'")
         return set(rows["step"].to_pylist())
 
-    def wait_for(condition, seconds):
-        end = time.monotonic() + seconds
-        while not condition():
-            assert training.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.2)
+    def at_work():
+        assert training.poll() is None, log.read_text()
+        return True
 
-    wait_for(epochs, 120)
+    wait_for(lambda: at_work() and epochs(), 120, log.read_text)
     os.killpg(real_server.process.pid, signal.SIGKILL)
     seen = epochs()
-    wait_for(lambda: epochs() > seen, 60)
+    wait_for(lambda: at_work() and epochs() > seen, 60, log.read_text)
     # Prefect's own client tries for a minute.
-    wait_for(lambda: "The work goes on." in log.read_text(), 150)
+    wait_for(lambda: at_work() and "The work goes on." in log.read_text(), 150, log.read_text)
     real_server.serve()
     training.wait(timeout=300)
     assert training.returncode == 0, log.read_text()

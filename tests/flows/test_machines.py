@@ -20,7 +20,7 @@ from csip.maintenance.verify import verify
 from tests import kill_builds as builds
 
 from .postgres import running_postgres
-from .test_flows import Processes, flow_runs, free_port, running_server
+from .test_flows import Processes, flow_runs, free_port, running_server, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -89,14 +89,6 @@ def cluster(tmp_path):
             for machine in machines:
                 machine.processes.end()
                 machine.lose()
-
-
-def wait_for(condition, seconds, told):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, told()
-        time.sleep(0.2)
-    return found
 
 
 def has(store, table):
