@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from csip.config import RuntimeConfig
 from csip.device import list_devices
 from csip.errors import StageError
+
+JOIN_SECONDS = (2.0, 10.0)
+"""How long to wait before each further attempt to join a Ray cluster that answered and then failed."""
 
 
 @contextmanager
@@ -25,7 +30,7 @@ def runner_for(runtime: RuntimeConfig) -> Iterator[TaskRunner[Any]]:
             the same paths, and the address of the Prefect server.
 
     Raises:
-        StageError: Ray is asked for and not installed.
+        StageError: Ray is asked for, and not installed, or its cluster cannot be joined.
     """
     if runtime.runner == "local":
         places = len(list_devices(runtime.device)) * runtime.per_device
@@ -42,12 +47,37 @@ def runner_for(runtime: RuntimeConfig) -> Iterator[TaskRunner[Any]]:
             f"runtime.runner=ray: the package {error.name} is not installed. Install it (pip install 'csip[ray]') on "
             "every machine of the cluster, or use --set runtime.runner=local."
         ) from error
+    with ExitStack() as stack:
+        cluster = _join_ray(prefect_ray, runtime.ray_address, stack)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        stack.enter_context(prefect_ray.context.remote_options(**_share_of_a_machine(nodes, runtime)))
+        yield cluster
+
+
+def _join_ray(prefect_ray: Any, address: str, stack: ExitStack) -> TaskRunner[Any]:
+    """Start Ray's runner for as long as `stack` is open; join again where the cluster failed while it took us in.
+
+    The head forks a server for every driver from a process of many threads, and now and then that fork dies before
+    it is a server: one in some forty, with Ray 2.60. The next one is as good as any. An address where nobody answers
+    has been tried for half a minute by Ray itself.
+    """
+    where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
     # What the workers say goes to the run's logs; Ray would write it to standard output, among results.
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    with prefect_ray.RayTaskRunner(address=runtime.ray_address or None, init_kwargs=quiet) as cluster:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        with prefect_ray.context.remote_options(**_share_of_a_machine(nodes, runtime)):
-            yield cluster
+    waits = iter(JOIN_SECONDS)
+    while True:
+        try:
+            return stack.enter_context(prefect_ray.RayTaskRunner(address=address or None, init_kwargs=quiet))
+        except (OSError, RuntimeError) as error:
+            wait = None if isinstance(error, OSError) else next(waits, None)
+            if wait is None:
+                raise StageError(
+                    f"runtime.runner=ray: cannot join {where}: {error}. Expected its head there, reachable, with the "
+                    "same versions of Python and Ray; look at its logs, name it by runtime.ray_address, or use "
+                    "--set runtime.runner=local."
+                ) from error
+            get_run_logger().warning("Cannot join %s, next attempt in %g s: %s", where, wait, error)
+            time.sleep(wait)
 
 
 def _share_of_a_machine(nodes: list[dict[str, float]], runtime: RuntimeConfig) -> dict[str, float]:

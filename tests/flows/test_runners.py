@@ -76,6 +76,66 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch):
 
 
 @pytest.fixture
+def failing(monkeypatch):
+    """Ray's `init` fails as often as the caller says and then works; gives the list of its calls."""
+    ray = importlib.import_module("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setattr("flows.runners.JOIN_SECONDS", (0.0, 0.1))
+    joined, calls = ray.init, []
+
+    def fail(error, times):
+        def init(*address, **more):
+            calls.append(address)
+            if len(calls) <= times:
+                raise error
+            return joined(*address, **more)
+
+        monkeypatch.setattr(ray, "init", init)
+        return calls
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (RuntimeError("Starting Ray client server failed."), 3),
+        # Ray has tried an address where nobody answers itself, for half a minute.
+        (ConnectionError("ray client connection timeout"), 1),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_named_with_what_to_do(error, attempts, failing, server):
+    calls = failing(error, times=9)
+
+    @flow
+    def build():
+        with runner_for(RuntimeConfig(runner="ray", ray_address="ray://far:10001")):
+            pass
+
+    message = rf"runtime\.runner=ray: cannot join the Ray cluster at ray://far:10001: {error}.*runtime\.runner=local"
+    with pytest.raises(StageError, match=message):
+        build()
+    assert calls == [("ray://far:10001",)] * attempts
+
+
+@pytest.mark.slow
+def test_a_cluster_that_fails_to_take_a_driver_in_is_joined_again(failing, server):
+    calls = failing(RuntimeError("Starting Ray client server failed."), times=2)
+
+    @task
+    def double(number):
+        return 2 * number
+
+    @flow
+    def build():
+        with runner_for(RAY) as runner:
+            return [one.result() for one in [runner.submit(double, {"number": n}) for n in range(3)]]
+
+    assert build() == [0, 2, 4]
+    assert calls == [()] * 3
+
+
+@pytest.fixture
 def cluster(tmp_path, monkeypatch):
     """A Ray cluster on this machine: a head that does no work, and two workers of one core."""
     for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "CSIP_CACHE": str(tmp_path / "cache")}.items():
