@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from csip.config import RuntimeConfig
+from csip.errors import StageError
 from flows.child import REQUEST, STARTED
 from flows.devices import held
 
@@ -37,6 +40,7 @@ ENVIRONMENT = {
 _RANKS = {"WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 # How long torchrun waits for the other machines; whoever still waits then begins anew.
 _PATIENCE = 3600
+_SECONDS_AFTER_FAILING = 10.0
 
 
 def child_environment(runtime: RuntimeConfig) -> dict[str, str]:
@@ -84,8 +88,16 @@ def join(runtime: RuntimeConfig, node: int, tell: Callable[[str], None]) -> NoRe
         tell: hears what happens.
 
     Raises:
-        CsipError: a device does not exist.
+        CsipError: a device does not exist, or nobody knows the host.
     """
+    host = runtime.rendezvous.rpartition(":")[0]
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise StageError(
+            f"Rendezvous {runtime.rendezvous}: no address found for {host!r} ({error}). Expected the name of the "
+            "machine where the flow runs, or its address, as this one knows it."
+        ) from error
     with held("training", runtime, runtime.processes, f"csip join {runtime.rendezvous}", tell) as device:
         tell(f"Waiting for trainings at {runtime.rendezvous}, as machine {node} of {runtime.nodes}.")
         while True:
@@ -113,7 +125,7 @@ def _take_part(
     words: deque[str] = deque(maxlen=20)
     reader = threading.Thread(target=lambda: words.extend(process.stderr or ()), daemon=True)
     reader.start()
-    told = False
+    told, begun = False, time.monotonic()
     try:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -126,7 +138,9 @@ def _take_part(
         reader.join(timeout=5)
     if manifest.is_file():
         tell(f"Not done: {json.loads(manifest.read_text(encoding='utf-8')).get('message', '')}")
-    elif process.returncode and told:
+    elif process.returncode and (told or time.monotonic() - begun < _PATIENCE):
         tell(f"Broken off. The last words:\n{''.join(words).rstrip()}")
+        # What fails at once may do so again.
+        time.sleep(_SECONDS_AFTER_FAILING)
     elif told:
         tell("Done.")

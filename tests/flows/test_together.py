@@ -16,8 +16,8 @@ from csip.config import PretrainConfig, RuntimeConfig, ValidateConfig
 from csip.errors import StageError, TooLittleDataError
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.types import FileRef, Output
+from flows import together
 from flows.stage import stage
-from flows.together import torchrun
 
 from .test_flows import free_port
 
@@ -90,10 +90,25 @@ def join(tmp_path, rendezvous):
     ],
 )
 def test_torchrun_is_told_who_takes_part(runtime, node, words):
-    command = torchrun(runtime, node)
+    command = together.torchrun(runtime, node)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     assert set(words) <= set(command)
     assert command[-2:] == ["-m", "flows.child"]
+
+
+def test_a_host_that_nobody_knows_is_refused_before_anybody_waits_for_it():
+    message = r"Rendezvous nobody\.invalid:29500: no address found for 'nobody\.invalid' \(.*Expected the name"
+    with pytest.raises(StageError, match=message):
+        together.join(RuntimeConfig(device="cpu", nodes=2, rendezvous="nobody.invalid:29500"), 1, print)
+
+
+def test_a_start_that_fails_is_told_with_its_last_words(two_machines, tmp_path, monkeypatch):
+    failing = [sys.executable, "-c", "import sys; sys.exit('no room left')"]
+    monkeypatch.setattr(together, "torchrun", lambda *_: failing)
+    monkeypatch.setattr(together, "_SECONDS_AFTER_FAILING", 0.0)
+    told = []
+    together._take_part(two_machines, 1, tmp_path, (), told.append)
+    assert told == ["Broken off. The last words:\nno room left"]
 
 
 @pytest.mark.slow
