@@ -221,8 +221,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _recipe(name: str, assignments: list[str]) -> Any:
-    from csip.config import with_overrides
     from csip.device import resolve_device
+    from flows.overrides import with_overrides
     from flows.recipes import RECIPES
 
     if name not in RECIPES:

@@ -11,9 +11,9 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from csip.config import from_plain
 from csip.evaluation.charts import Curve, as_picture, line_chart
 from csip.lineage import History
+from csip.plain import from_plain
 from csip.types import FileRef, ResultsRef, Snapshot
 from flows.progress import artifact_key
 from flows.results import is_mean, losses, tell_means, tell_results

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from csip import ranks, tables
-from csip.config import from_plain, to_plain
 from csip.errors import CsipError, StageError
+from csip.plain import from_plain, to_plain
 from csip.source import source_digest
 from csip.types import Outcome, Output, Progress, Stage
 

@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from rich.text import Text
 
 from csip import tables
-from csip.config import DataConfig, Experiment, to_plain
+from csip.config import DataConfig, Experiment
 from csip.data.clips import choose_splits, read_groups
 from csip.errors import CsipError
 from csip.evaluation.average import summarise
@@ -26,6 +26,7 @@ from csip.ingest.mot import write_mot
 from csip.lineage import History
 from csip.models.checkpoints import checkpoint_ref
 from csip.models.published import import_checkpoint
+from csip.plain import to_plain
 from csip.protocols import is_skeleton_only
 from csip.tables import quote
 from csip.types import Snapshot

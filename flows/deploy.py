@@ -28,7 +28,8 @@ from prefect.utilities.callables import parameter_docstrings
 from prefect.workers.process import ProcessWorker
 
 from csip import config
-from csip.config import Experiment, to_plain
+from csip.config import Experiment
+from csip.plain import to_plain
 from flows.build_skeletons import PUBLISHED, build_skeletons
 from flows.evaluate_csip import evaluate_csip
 from flows.train_csip import train_csip

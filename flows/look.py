@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from rich.text import Text
 
-from csip.config import Experiment, to_plain
+from csip.config import Experiment
 from csip.ingest.check import check_sources
 from csip.lineage import History
 from csip.origins import leaves
+from csip.plain import to_plain
 from flows import terminal
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.text import Text
 
-from csip.config import to_plain
 from csip.maintenance.collect import Collected, collect
 from csip.maintenance.diff import MOST_NAMES, TableDiff, diff
 from csip.maintenance.forget import Plan, Selector, finish, forget, forgotten_on, look_up
 from csip.maintenance.snapshots import list_snapshots
 from csip.maintenance.verify import verify
+from csip.plain import to_plain
 from flows import terminal
 
 _ABSENT = "-"

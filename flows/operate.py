@@ -10,9 +10,10 @@ import httpx
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import csip
-from csip.config import RuntimeConfig, to_plain
+from csip.config import RuntimeConfig
 from csip.errors import CsipError
 from csip.ingest.benchmarks.importing import benchmark_name
+from csip.plain import to_plain
 from flows import terminal
 from flows.child import raised_by
 from flows.deploy import Deployed, Plan, deploy, enable_plugin

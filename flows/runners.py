@@ -18,7 +18,7 @@ from csip.device import list_devices
 from csip.errors import StageError
 
 JOIN_SECONDS = (2.0, 10.0)
-"""How long to wait before each further attempt to join a Ray cluster that answered and then failed."""
+"""How long to wait before each further attempt to join a Ray cluster."""
 
 
 @contextmanager
@@ -55,11 +55,10 @@ def runner_for(runtime: RuntimeConfig) -> Iterator[TaskRunner[Any]]:
 
 
 def _join_ray(prefect_ray: Any, address: str, stack: ExitStack) -> TaskRunner[Any]:
-    """Start Ray's runner for as long as `stack` is open; join again where the cluster failed while it took us in.
+    """Start Ray's runner for as long as `stack` is open; try again where the cluster could not be joined.
 
     The head forks a server for every driver from a process of many threads, and now and then that fork dies before
-    it is a server: one in some forty, with Ray 2.60. The next one is as good as any. An address where nobody answers
-    has been tried for half a minute by Ray itself.
+    it is a server: one in some fifty, with Ray 2.60. The next one is as good as any.
     """
     where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
     # What the workers say goes to the run's logs; Ray would write it to standard output, among results.
@@ -69,8 +68,7 @@ def _join_ray(prefect_ray: Any, address: str, stack: ExitStack) -> TaskRunner[An
         try:
             return stack.enter_context(prefect_ray.RayTaskRunner(address=address or None, init_kwargs=quiet))
         except (OSError, RuntimeError) as error:
-            wait = None if isinstance(error, OSError) else next(waits, None)
-            if wait is None:
+            if (wait := next(waits, None)) is None:
                 raise StageError(
                     f"runtime.runner=ray: cannot join {where}: {error}. Expected its head there, reachable, with the "
                     "same versions of Python and Ray; look at its logs, name it by runtime.ray_address, or use "

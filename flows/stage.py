@@ -33,8 +33,9 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from csip import errors, tables
-from csip.config import RuntimeConfig, digest, from_plain, to_plain
+from csip.config import RuntimeConfig
 from csip.files import digest_file
+from csip.plain import digest, from_plain, to_plain
 from csip.references import FILE, TABLE
 from csip.source import git_commit, source_digest
 from csip.tables import RunRecord

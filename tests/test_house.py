@@ -23,6 +23,7 @@ GROUND = (
         "files",
         "lineage",
         "origins",
+        "plain",
         "references",
         "source",
         "walk",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from csip import tables
-from csip.config import ClipConfig, EmbedConfig, RuntimeConfig, digest
+from csip.config import ClipConfig, EmbedConfig, RuntimeConfig
 from csip.data import sampling
 from csip.data.clips import ClipDataset, ClipRequest, read_cameras, read_parts, read_protocol
 from csip.device import resolve_device
@@ -22,6 +22,7 @@ from csip.errors import CheckpointError, TooLittleDataError
 from csip.evaluation.histogram import color_histogram
 from csip.models.checkpoints import ModelSpec, load_checkpoint, read_header
 from csip.models.reid import CsipReID
+from csip.plain import digest
 from csip.protocols import PROTOCOLS, SELF_LABELLED
 from csip.source import source_digest
 from csip.types import (

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from csip import tables
-from csip.config import RuntimeConfig, SkeletonConfig, digest
+from csip.config import RuntimeConfig, SkeletonConfig
 from csip.data.windows import Windows, read_windows
 from csip.device import resolve_device
 from csip.errors import CheckpointError, TooLittleDataError
@@ -21,6 +21,7 @@ from csip.evaluation.metrics import score_ranking
 from csip.models.checkpoints import SkeletonSpec
 from csip.models.skeleton_checkpoints import load_skeleton_checkpoint
 from csip.models.skeleton_reid import SkeletonReID
+from csip.plain import digest
 from csip.source import source_digest
 from csip.types import (
     CheckpointRef,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from csip import tables
-from csip.config import EvaluateConfig, from_plain
+from csip.config import EvaluateConfig
 from csip.data.clips import read_protocol
 from csip.errors import StoreError
 from csip.evaluation.breakdown import by_camera_pair, by_length, name_lengths, name_pairs, named_figures
@@ -20,6 +20,7 @@ from csip.evaluation.metrics import score_queries
 from csip.evaluation.protocol import count_valid, describe, label, rules, valid_words
 from csip.evaluation.ranking import count_frames, rank
 from csip.evaluation.score import rerank_words, score_figures
+from csip.plain import from_plain
 from csip.protocols import PROTOCOLS
 from csip.tables import quote
 from csip.types import EmbeddingsRef, Snapshot

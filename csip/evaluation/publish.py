@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from csip import tables
-from csip.config import ExtractConfig, digest, to_plain
+from csip.config import ExtractConfig
 from csip.errors import StoreError, TooLittleDataError
 from csip.evaluation.protocol import self_labelled_split
+from csip.plain import digest, to_plain
 from csip.protocols import SELF_LABELLED
 from csip.source import source_digest
 from csip.tables import RunRecord, quote

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from csip import tables
-from csip.config import Experiment, digest, from_plain
+from csip.config import Experiment
 from csip.data.clips import has_skeletons, joint_layout, read_cameras, read_parts, read_protocol
 from csip.evaluation.charts import Curve
 from csip.evaluation.drawing import clip_box
@@ -38,6 +38,7 @@ from csip.evaluation.report import render
 from csip.evaluation.score import CONFIDENCE
 from csip.joints import COCO17, JointLayout
 from csip.lineage import History, Node, flatten
+from csip.plain import digest, from_plain
 from csip.protocols import is_skeleton_only
 from csip.tables import RunRecord, quote
 from csip.types import (

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 
 from csip import tables
-from csip.config import DetectConfig, digest
+from csip.config import DetectConfig
 from csip.ingest.video import VideoInfo
+from csip.plain import digest
 from csip.tables import RunRecord, any_of
 from csip.types import ExtractDigests, SourceVideo
 

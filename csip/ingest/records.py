@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from csip import tables
-from csip.config import ExtractConfig, digest, to_plain
+from csip.config import ExtractConfig
 from csip.files import digest_file
 from csip.ingest.video import VideoInfo
 from csip.ingest.yolo import resolve_weights
+from csip.plain import digest, to_plain
 from csip.source import git_commit
 from csip.tables import RunRecord
 from csip.types import ExtractDigests, Output, SourceVideo

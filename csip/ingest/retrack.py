@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from csip import tables
-from csip.config import DetectConfig, ExtractConfig, RuntimeConfig, digest, from_plain
+from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
 from csip.errors import SourceError
 from csip.ingest.sources import list_to_do
 from csip.maintenance.snapshots import extractions
+from csip.plain import digest, from_plain
 from csip.types import ExtractDigests, Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
 

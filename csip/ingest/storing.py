@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from csip import tables
-from csip.config import ExtractConfig, to_plain
+from csip.config import ExtractConfig
 from csip.errors import VideoError
 from csip.ingest.decoder import Decoder
 from csip.ingest.detect_pass import Found, lost_frames
@@ -22,6 +22,7 @@ from csip.ingest.plan import Segment, VideoPlan, detect_key
 from csip.ingest.reading import Ended, Rejected
 from csip.ingest.records import record_pass, record_video
 from csip.ingest.track_pass import TrackPass
+from csip.plain import to_plain
 from csip.tables import RunRecord
 from csip.types import ExtractDigests, ExtractedVideo, Output, SourceVideo
 

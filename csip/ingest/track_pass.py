@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from csip import tables
-from csip.config import ExtractConfig, to_plain
+from csip.config import ExtractConfig
 from csip.errors import StoreError, VideoError
 from csip.extractors import describe_extractor
 from csip.ingest.cut import encode_crop
@@ -32,6 +32,7 @@ from csip.ingest.plan import Segment, VideoPlan, in_frames, track_key
 from csip.ingest.records import record_pass, tracklet_id, tracklet_prefix
 from csip.ingest.tracklets import SegmentTracks, TrackSummary, VideoTracker
 from csip.joints import COCO17
+from csip.plain import to_plain
 from csip.tables import RunRecord, quote
 from csip.types import ExtractDigests, Output, Tracklet
 from storage_schemas import TABLES

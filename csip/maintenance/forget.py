@@ -23,11 +23,11 @@ from typing import Any
 import pyarrow as pa
 
 from csip import tables
-from csip.config import from_plain, to_plain
 from csip.errors import StoreError
 from csip.maintenance.forget_plan import BY_TRACKLET, Plan, Selector, make_plan
 from csip.maintenance.forget_traces import FORGOTTEN, doomed_detections
 from csip.maintenance.snapshots import published
+from csip.plain import from_plain, to_plain
 from csip.references import FILE, TABLE
 from csip.source import git_commit
 from csip.tables import RunRecord, table_uri

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from csip import tables
-from csip.config import digest
 from csip.errors import StoreError
 from csip.files import digest_file
 from csip.maintenance.diff import diff_rows
@@ -29,6 +28,7 @@ from csip.maintenance.forget_traces import (
 )
 from csip.maintenance.keys import shorten
 from csip.maintenance.snapshots import published
+from csip.plain import digest
 from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord
 

@@ -23,13 +23,14 @@ from safetensors.torch import save
 from torch import nn
 
 from csip import ranks
-from csip.config import ClipConfig, ModelConfig, PrototypeChoice, digest, from_plain, to_plain
+from csip.config import ClipConfig, ModelConfig, PrototypeChoice
 from csip.errors import CheckpointError
 from csip.files import digest_file
 from csip.joints import LAYOUTS
 from csip.models.image_encoder import ImageEncoder, load_image_weights
 from csip.models.reid import CsipReID
 from csip.models.skeleton_encoder import SkeletonEncoder
+from csip.plain import digest, from_plain, to_plain
 from csip.source import source_digest
 from csip.types import CheckpointRef
 

@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from csip import tables
-from csip.config import ClipConfig, ModelConfig, PrototypeChoice, digest, to_plain
+from csip.config import ClipConfig, ModelConfig, PrototypeChoice
 from csip.errors import CheckpointError
 from csip.files import digest_file
 from csip.models import published_names as theirs
 from csip.models.checkpoints import CheckpointHeader, ModelSpec, build, save_checkpoint
 from csip.models.reid import CsipReID
+from csip.plain import digest, to_plain
 from csip.source import git_commit, source_digest
 from csip.tables import RunRecord
 from csip.types import CheckpointRef

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csip import ranks
-from csip.config import PretrainConfig, RuntimeConfig, Stage2Config, digest
+from csip.config import PretrainConfig, RuntimeConfig, Stage2Config
 from csip.data import sampling
 from csip.data.clips import (
     ClipDataset,
@@ -24,6 +24,7 @@ from csip.data.clips import (
 from csip.errors import CheckpointError, CsipError
 from csip.models.checkpoints import CheckpointHeader, ModelSpec, SpecT
 from csip.models.reid import CsipReID
+from csip.plain import digest
 from csip.types import ClipBatch, IntArray, Snapshot, TrackletPart
 
 _LOG = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from csip import tables
-from csip.config import ClipConfig, ModelConfig, PretrainConfig, RuntimeConfig, ValidateConfig, to_plain
+from csip.config import ClipConfig, ModelConfig, PretrainConfig, RuntimeConfig, ValidateConfig
 from csip.data.clips import (
     identity_requests,
     joint_layout,
@@ -22,6 +22,7 @@ from csip.data.loader import ClipLoader
 from csip.device import resolve_device
 from csip.errors import TooLittleDataError
 from csip.models.checkpoints import CheckpointHeader, ModelSpec, initial, load_checkpoint, save_checkpoint
+from csip.plain import to_plain
 from csip.source import source_digest
 from csip.training import loop, optim
 from csip.training.losses import batch_hard_triplet, cross_entropy

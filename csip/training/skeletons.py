@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from csip import ranks, tables
-from csip.config import ModelConfig, RuntimeConfig, SkeletonConfig, to_plain
+from csip.config import ModelConfig, RuntimeConfig, SkeletonConfig
 from csip.data import sampling
 from csip.data.clips import joint_layout
 from csip.data.windows import Windows, balanced_windows, read_windows
@@ -30,6 +30,7 @@ from csip.models.skeleton_checkpoints import (
     skeleton_spec,
 )
 from csip.models.skeleton_reid import SkeletonReID
+from csip.plain import to_plain
 from csip.source import source_digest
 from csip.training import loop, optim
 from csip.training.skeleton_losses import draw_masks, prompted_reconstruction, prototype_contrast

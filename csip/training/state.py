@@ -22,9 +22,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from csip import ranks, tables
-from csip.config import digest, from_plain, to_plain
 from csip.errors import CheckpointError
 from csip.models.checkpoints import CheckpointHeader, SpecT, save_checkpoint, write_whole
+from csip.plain import digest, from_plain, to_plain
 from csip.training.optim import Adam
 from csip.types import CheckpointRef, Output, Progress, Snapshot
 

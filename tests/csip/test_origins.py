@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from csip.config import Experiment, with_overrides
+from csip.config import Experiment
 from csip.origins import ORIGINS, PUBLISHED_FOR, leaves, origins_of
+from flows.overrides import with_overrides
 from flows.recipes import RECIPES
 
 # method.md sections 1 to 4, for all three data sets.

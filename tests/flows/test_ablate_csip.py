@@ -5,7 +5,7 @@ import json
 import pytest
 
 from csip import tables
-from csip.config import from_plain
+from csip.plain import from_plain
 from csip.types import ResultsRef
 from flows.ablate_csip import ROWS
 from flows.results import result_values

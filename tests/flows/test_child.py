@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import flows
 from csip import tables
-from csip.config import PretrainConfig, Stage1Config, Stage2Config, ValidateConfig, to_plain
+from csip.config import PretrainConfig, Stage1Config, Stage2Config, ValidateConfig
+from csip.plain import to_plain
 from csip.training.pretrain import pretrain_visual
 from csip.training.stage1 import stage1
 from csip.training.stage2 import stage2

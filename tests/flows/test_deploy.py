@@ -13,7 +13,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
-from csip.config import to_plain
+from csip.plain import to_plain
 from flows.deploy import CHAINED, LOST, Plan, deploy
 from flows.prefect_plugin import spell_out
 from flows.recipes import RECIPES

@@ -23,7 +23,7 @@ from prefect.client.orchestration import get_client
 
 import flows
 from csip import tables
-from csip.config import from_plain
+from csip.plain import from_plain
 from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot, TableRef
 from flows.progress import artifact_key
 from flows.stage import stage
@@ -171,7 +171,7 @@ def test_what_the_library_logs_in_the_flows_own_process_is_in_the_runs_log(toys,
 
 
 def test_a_flow_called_again_gives_the_same_references_from_cached_states(server, demo, settings):
-    from csip.config import with_overrides
+    from flows.overrides import with_overrides
     from flows.recipes import RECIPES
     from flows.train_csip import Trained, train_csip
 
@@ -193,8 +193,8 @@ def test_a_flow_called_again_gives_the_same_references_from_cached_states(server
 
 
 def test_a_build_gives_the_snapshot_it_published(own_store, built, street, settings):
-    from csip.config import with_overrides
     from flows.build_skeletons import build_skeletons
+    from flows.overrides import with_overrides
     from flows.recipes import RECIPES
 
     experiment = with_overrides(RECIPES["video"](), settings.extract[1::2])

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from csip import tables
-from csip.config import to_plain
 from csip.maintenance.verify import verify
+from csip.plain import to_plain
 from tests import kill_builds as builds
 
 from .postgres import running_postgres

@@ -7,8 +7,8 @@ import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from csip.config import digest
 from csip.errors import SourceError
+from csip.plain import digest
 
 _SHOWN = 20
 

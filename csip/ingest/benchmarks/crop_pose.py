@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from csip.config import ExtractConfig, RuntimeConfig, digest
+from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError
 from csip.ingest.benchmarks.crops import CropFile, Skeletons
 from csip.ingest.pose import PoseModel
 from csip.ingest.yolo import resolve_weights
 from csip.joints import COCO17
+from csip.plain import digest
 from csip.types import FloatArray, Frames, People
 from csip.weights import digest_weights
 

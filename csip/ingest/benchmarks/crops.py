@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from csip.config import digest
 from csip.errors import SourceError
 from csip.ingest.benchmarks.checking import Findings
 from csip.ingest.benchmarks.records import BenchmarkTracklet
 from csip.joints import H36M17, LAYOUTS
+from csip.plain import digest
 from csip.types import FloatArray
 
 MEDIA_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".bmp": "image/bmp"}

@@ -15,11 +15,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from csip.config import BenchmarkConfig, digest
+from csip.config import BenchmarkConfig
 from csip.ingest.benchmarks.checking import Findings, Folders
 from csip.ingest.benchmarks.crops import CropFile, SkeletonSource, load_crops, require_sidecars
 from csip.ingest.benchmarks.matlab import read_matlab, whole_numbers
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
+from csip.plain import digest
 from csip.protocols import ILIDS_TEST_FIRST, ILIDS_TRAIN_FIRST
 from csip.types import IntArray
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from csip import tables
-from csip.config import ExtractConfig, RuntimeConfig, digest, to_plain
+from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, StoreError
 from csip.extractors import describe_extractor
 from csip.ingest.benchmarks.biwi import biwi
@@ -28,6 +28,7 @@ from csip.ingest.benchmarks.lsvid import sidecar_folder as lsvid_sidecars
 from csip.ingest.benchmarks.mars import mars
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, SplitRow
 from csip.ingest.benchmarks.walkers import walkers
+from csip.plain import digest, to_plain
 from csip.tables import quote
 from csip.types import Outcome, Output, Progress, Snapshot, Stage
 from storage_schemas import TABLES

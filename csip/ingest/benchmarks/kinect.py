@@ -19,12 +19,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from csip.config import digest
 from csip.ingest.benchmarks.checking import Findings, Folders
 from csip.ingest.benchmarks.kinect_protocols import KinectPart, KinectSet, Session, check_people, split_rows, tracklet
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet
 from csip.ingest.benchmarks.transg_arrays import find_arrays, read_arrays
 from csip.joints import KINECT20
+from csip.plain import digest
 from csip.types import FloatArray, IntArray
 
 SKELETON_SUFFIX: Final = "_skel.txt"

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from csip.config import ExtractConfig, RuntimeConfig, digest
+from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError
 from csip.ingest.benchmarks.checking import Findings
 from csip.ingest.benchmarks.crops import SkeletonSource
@@ -18,6 +18,7 @@ from csip.ingest.benchmarks.labelled_people import ROLES, Listing, check_people,
 from csip.ingest.benchmarks.labelled_pictures import Pictures
 from csip.ingest.benchmarks.labelled_video import Videos
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, SplitRow
+from csip.plain import digest
 from csip.protocols import LABELLED
 
 LABELLED_VERSION: Final = 1

@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from csip.config import digest
 from csip.ingest.benchmarks.checking import Findings, Folders
 from csip.ingest.benchmarks.crops import MEDIA_TYPES, CropFile, SkeletonSource, load_crops, require_sidecars
 from csip.ingest.benchmarks.labelled_people import Labels, natural, number_cameras
 from csip.ingest.benchmarks.records import BenchmarkTracklet
+from csip.plain import digest
 from csip.types import IntArray
 
 _NO_PICTURE = "files that are no pictures"

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from csip.config import digest
 from csip.ingest.benchmarks.checking import Findings, Folders
 from csip.ingest.benchmarks.crops import CropFile, SkeletonSource, require_sidecars
 from csip.ingest.benchmarks.labelled_cutting import Cutter, Track
@@ -20,6 +19,7 @@ from csip.ingest.benchmarks.labelled_identities import VideoTracklet, read_ident
 from csip.ingest.benchmarks.labelled_people import Labels
 from csip.ingest.benchmarks.records import BenchmarkTracklet
 from csip.joints import LAYOUTS
+from csip.plain import digest
 from csip.types import FloatArray, IntArray
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from csip.config import BenchmarkConfig, digest
+from csip.config import BenchmarkConfig
 from csip.ingest.benchmarks.checking import Findings
 from csip.ingest.benchmarks.crops import CropFile, SkeletonSource, load_crops, require_sidecars
 from csip.ingest.benchmarks.lsvid_index import JUNK, Line, LsvidIndex, read_index
 from csip.ingest.benchmarks.lsvid_pictures import Look, Pictures, stem_of
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
+from csip.plain import digest
 from csip.protocols import LSVID
 
 LSVID_VERSION: Final = 1

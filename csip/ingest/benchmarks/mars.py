@@ -12,11 +12,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from csip.config import BenchmarkConfig, digest
+from csip.config import BenchmarkConfig
 from csip.ingest.benchmarks.checking import Findings, Folders
 from csip.ingest.benchmarks.crops import CropFile, SkeletonSource, load_crops, require_sidecars
 from csip.ingest.benchmarks.mars_index import DISTRACTOR, JUNK, Half, MarsIndex, read_index
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
+from csip.plain import digest
 from csip.protocols import MARS
 
 MARS_VERSION: Final = 1

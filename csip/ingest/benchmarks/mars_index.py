@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from csip.config import digest
 from csip.ingest.benchmarks.checking import Findings
 from csip.ingest.benchmarks.matlab import read_matlab, whole_numbers
+from csip.plain import digest
 from csip.types import IntArray
 
 JUNK: Final = -1

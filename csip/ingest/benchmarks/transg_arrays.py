@@ -19,12 +19,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from csip.config import digest
 from csip.errors import SourceError
 from csip.ingest.benchmarks.checking import Findings, Folders
 from csip.ingest.benchmarks.kinect_protocols import KinectPart, KinectSet, Session, check_people, split_rows, tracklet
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet
 from csip.joints import KINECT20
+from csip.plain import digest
 from csip.types import FloatArray, IntArray
 
 TRANSG_VERSION: Final = 1

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from csip.config import WalkersConfig, digest
+from csip.config import WalkersConfig
 from csip.errors import TooLittleDataError
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, Role, SplitRow
 from csip.ingest.benchmarks.walkers_camera import HEIGHT, NOISE_MARGIN, WIDTH, make_camera
@@ -26,6 +26,7 @@ from csip.ingest.benchmarks.walkers_drawing import Figure, Scene, Window, figure
 from csip.ingest.benchmarks.walkers_gait import JOINTS, Points, walk
 from csip.ingest.benchmarks.walkers_people import Person, draw, make_person
 from csip.joints import COCO17, H36M17
+from csip.plain import digest
 from csip.protocols import WALKERS
 from csip.types import FloatArray
 

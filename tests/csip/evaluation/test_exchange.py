@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 
 from csip import tables
-from csip.config import EvaluateConfig, RuntimeConfig, to_plain
+from csip.config import EvaluateConfig, RuntimeConfig
 from csip.errors import StoreError, TooLittleDataError
 from csip.evaluation.exchange import export_matrix, score_matrix
 from csip.evaluation.matrix import Matrix, read_matrix, write_matrix
 from csip.evaluation.score import evaluate
+from csip.plain import to_plain
 from csip.protocols import BIWI_S, MARS
 from csip.tables import RunRecord
 from csip.types import EmbeddingsRef, Output

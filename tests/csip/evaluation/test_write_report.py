@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from csip import tables
-from csip.config import EvaluateConfig, Experiment, ReportConfig, RuntimeConfig, to_plain
+from csip.config import EvaluateConfig, Experiment, ReportConfig, RuntimeConfig
 from csip.evaluation.protocol import CAVEAT, LABEL
 from csip.evaluation.score import evaluate
 from csip.evaluation.write_report import write_report
+from csip.plain import to_plain
 from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord
 from csip.types import CheckpointRef, EmbeddingsRef, Output, Snapshot

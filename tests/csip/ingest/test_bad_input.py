@@ -23,11 +23,12 @@ import numpy as np
 import pytest
 
 from csip import tables
-from csip.config import ExtractConfig, RuntimeConfig, from_plain, to_plain
+from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, VideoError
 from csip.ingest import decoder_process as decoder_module
 from csip.ingest.decoder import Decoder
 from csip.ingest.sources import list_videos
+from csip.plain import from_plain, to_plain
 from csip.types import VideoList
 
 _MAKERS = Path(__file__).resolve().parents[2] / "makers" / "bad_videos.py"

@@ -1,10 +1,11 @@
 """Tracks of hand-made stores as MOTChallenge text, read back by the format's own description."""
 
 from csip import tables
-from csip.config import ExtractConfig, to_plain
+from csip.config import ExtractConfig
 from csip.evaluation.publish import publish
 from csip.ingest.mot import write_mot
 from csip.ingest.records import record_pass
+from csip.plain import to_plain
 from csip.types import ExtractDigests, Output, SourceVideo, VideoList
 
 DIGESTS = ExtractDigests("e" * 64, "d" * 64, {}, "")

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from csip.config import ModelConfig, to_plain
+from csip.config import ModelConfig
 from csip.errors import CheckpointError
 from csip.models.checkpoints import (
     CheckpointHeader,
@@ -21,6 +21,7 @@ from csip.models.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from csip.plain import to_plain
 from csip.types import CheckpointRef
 
 

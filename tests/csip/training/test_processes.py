@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from csip import tables
-from csip.config import PretrainConfig, Stage1Config, Stage2Config, ValidateConfig, from_plain, to_plain
+from csip.config import PretrainConfig, Stage1Config, Stage2Config, ValidateConfig
 from csip.models.checkpoints import load_checkpoint
+from csip.plain import from_plain, to_plain
 from csip.training.features import cache_features
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.training.stage1 import stage1

@@ -12,7 +12,7 @@ from typing import get_type_hints
 import torch
 
 from csip import ranks
-from csip.config import from_plain, to_plain
+from csip.plain import from_plain, to_plain
 
 
 def call(job):

@@ -22,7 +22,6 @@ from csip.config import (
     SplitConfig,
     TrackConfig,
     WalkersConfig,
-    to_plain,
 )
 from csip.data.clips import ClipDataset, ClipRequest, joint_layout, read_cameras, read_groups, read_parts, read_protocol
 from csip.errors import SourceError, StoreError
@@ -35,6 +34,7 @@ from csip.ingest.benchmarks.records import BenchmarkTracklet, SplitRow
 from csip.ingest.benchmarks.walkers import deal, walkers
 from csip.ingest.records import extract_digests
 from csip.lineage import History, flatten
+from csip.plain import to_plain
 from csip.tables import RunRecord, pinned
 from csip.types import EmbeddingsRef, Output, Snapshot
 from storage_schemas import TABLES

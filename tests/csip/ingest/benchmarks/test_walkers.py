@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csip.config import WalkersConfig, digest
+from csip.config import WalkersConfig
 from csip.errors import TooLittleDataError
 from csip.ingest.benchmarks import walkers_camera
 from csip.ingest.benchmarks.walkers import (
@@ -32,6 +32,7 @@ from csip.ingest.benchmarks.walkers_drawing import figure, hidden, render
 from csip.ingest.benchmarks.walkers_gait import JOINTS, walk
 from csip.ingest.benchmarks.walkers_people import ANKLE_HEIGHT, draw, make_person
 from csip.joints import COCO17, H36M17
+from csip.plain import digest
 
 ROOT = Path(__file__).resolve().parents[4]
 GOLDEN = ROOT / "tests" / "golden" / "walkers.json"
