@@ -14,7 +14,7 @@ from prefect.utilities.templating import apply_values, find_placeholders
 
 import csip
 from csip.config import RuntimeConfig
-from flows.__main__ import make_parser
+from flows.usage import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
