@@ -95,11 +95,11 @@ def test_the_first_epochs_figures_are_those_of_the_losses_by_hand(tiny, tiny_sna
     g, v_bar, logits_g, logits_v = network.forward_visual(batch.crops, None)
     identity = 0.0
     for logits in (logits_g, logits_v):
-        for row, label in zip(logits.log_softmax(dim=1), batch.label, strict=True):
+        for row, label in zip(logits.detach().log_softmax(dim=1), batch.label, strict=True):
             target = torch.full((4,), 0.1 / 4)
             target[label] += 0.9
             identity -= float((target * row).sum()) / 8
-    triplet = float(sum(batch_hard_triplet(x, batch.label, margin=0.3) for x in (g, v_bar)))
+    triplet = sum(batch_hard_triplet(x, batch.label, margin=0.3) for x in (g, v_bar)).item()
     values = records[0].values
     assert values["identity"] == pytest.approx(identity, rel=1e-4)
     assert values["triplet"] == pytest.approx(triplet, rel=1e-4)
