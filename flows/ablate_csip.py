@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect import flow
 
-from csip.config import Experiment, PrototypeChoice
+from csip.config import Experiment, PrototypeChoice, RuntimeConfig
 from csip.data.clips import choose_splits
+from csip.device import resolve_device
 from csip.evaluation.retrieval import retrieve
 from csip.tables import open_snapshot
 from csip.types import ResultsRef, Snapshot
@@ -71,6 +73,26 @@ class Ablated:
     scores: ResultsRef
     retrieval: ResultsRef
     before: ResultsRef
+
+
+def side_by_side(runtime: RuntimeConfig, trainings: int) -> tuple[RuntimeConfig, int]:
+    """Share this machine among trainings that run at the same time.
+
+    Args:
+        runtime: as the recipe has it.
+        trainings: how many at once; 0: one a CPU core, or one where there is a GPU.
+
+    Returns:
+        The runtime of each of them, and how many there are.
+    """
+    on_cpu = resolve_device(runtime.device) == "cpu"
+    cores = (os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))) or 1
+    trainings = trainings or (cores if on_cpu else 1)
+    # Side by side is what was asked for, whatever the number of devices.
+    runtime = replace(runtime, per_device=max(runtime.per_device, trainings))
+    if on_cpu and not runtime.threads:
+        runtime = replace(runtime, threads=max(1, cores // trainings))
+    return runtime, trainings
 
 
 @flow(name="ablate-csip")

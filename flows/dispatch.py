@@ -6,7 +6,6 @@ What was typed is looked at first: the flows take seconds to import.
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,23 +109,15 @@ def export(args: argparse.Namespace) -> None:
 
 def ablate(args: argparse.Namespace) -> None:
     """Train with and without each part of the method, over several seeds."""
-    from csip.device import resolve_device
-
     experiment = _recipe(args.recipe, args.set)
-    on_cpu = resolve_device(experiment.runtime.device) == "cpu"
-    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
-    parallel = args.parallel or (cores if on_cpu else 1)
-    # Side by side is what was asked for, whatever the number of devices.
-    runtime = replace(experiment.runtime, per_device=max(experiment.runtime.per_device, parallel))
-    if on_cpu and not runtime.threads:
-        runtime = replace(runtime, threads=max(1, (cores or 1) // parallel))
-    experiment = replace(experiment, runtime=runtime)
     from flows import commands
-    from flows.ablate_csip import ROWS
+    from flows.ablate_csip import ROWS, side_by_side
 
     rows = tuple(dict.fromkeys(args.rows))
     if not set(rows) <= set(ROWS):
         raise UsageError(f"--rows {args.rows}: found letters other than those of the table: {''.join(ROWS)}.")
+    runtime, parallel = side_by_side(experiment.runtime, args.parallel)
+    experiment = replace(experiment, runtime=runtime)
     commands.ablate(experiment, _folder(args.store), args.seeds, rows, parallel, as_json=args.json)
 
 
@@ -251,7 +242,9 @@ def forget(args: argparse.Namespace) -> int:
 
 def _absolute(store: str) -> str:
     """Give a store's absolute path, or its address in object storage as it is."""
-    if "://" not in store:
+    from csip.tables import is_address
+
+    if not is_address(store):
         return str(Path(store).resolve())
     bucket = store.removeprefix("s3://").partition("/")[0]
     if not store.startswith("s3://") or not bucket or set(bucket) & set("@:?"):
@@ -264,7 +257,9 @@ def _absolute(store: str) -> str:
 
 def _folder(store: str) -> str:
     """Give a store's absolute path, for commands that write files beside the tables."""
-    if "://" in store:
+    from csip.tables import is_address
+
+    if is_address(store):
         raise UsageError(
             f"--store {store}: found an address; checkpoints and reports are files, and this version keeps them in "
             "folders only. Expected a folder."

@@ -14,7 +14,6 @@ from flows import dispatch
 DEFAULT_STORE = "csip-store"
 _MOST_DAYS = 36_500
 
-
 _Run = Callable[[argparse.Namespace], int | None]
 
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from csip import tables
+from csip.config import RuntimeConfig
 from csip.plain import from_plain
 from csip.types import ResultsRef
-from flows.ablate_csip import ROWS
+from flows.ablate_csip import ROWS, side_by_side
 from flows.results import result_values
 
 SMALL = ("walkers.people=8", "walkers.cameras=2", "walkers.frames=8", "walkers.seed=3")
@@ -45,6 +46,25 @@ def test_a_letter_that_is_no_row_is_wrong_usage(ablate):
     done, _ = ablate("--rows", "abx")
     assert done.code == 2
     assert "--rows abx: found letters other than those of the table: abcdef" in done.err
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "set_before", "expected"),
+    [
+        # Eight cores: one training each, or 8 // 3 threads for each of three, and never none.
+        ("cpu", 0, {}, (8, 8, 1)),
+        ("cpu", 3, {}, (3, 3, 2)),
+        ("cpu", 20, {}, (20, 20, 1)),
+        ("cpu", 2, {"threads": 5, "per_device": 4}, (2, 4, 5)),
+        ("cuda:0", 0, {}, (1, 1, 0)),
+        ("cuda:0", 2, {}, (2, 2, 0)),
+    ],
+)
+def test_trainings_side_by_side_share_the_machine(monkeypatch, device, asked, set_before, expected):
+    monkeypatch.setattr("os.process_cpu_count", lambda: 8, raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    runtime, trainings = side_by_side(RuntimeConfig(device=device, **set_before), asked)
+    assert (trainings, runtime.per_device, runtime.threads) == expected
 
 
 @pytest.mark.slow
