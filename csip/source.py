@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import hashlib
 import importlib.util
 import json
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 _OURS = ("csip", "storage_schemas")
 _NOT_SOURCE = ("csip.config",)  # its values arrive as inputs
+_PARSING = threading.Lock()
 
 
 def source_digest(module: str) -> str:
@@ -38,12 +41,29 @@ def _parse_module(name: str) -> tuple[str, tuple[str, ...]]:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise ValueError(f"source_digest: found no source of module {name!r}.")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = _parse(Path(spec.origin).read_text(encoding="utf-8"))
     imports = tuple(sorted(set(_imports(tree))))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [n for n in node.body if not _is_text(n)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports
+
+
+def _parse(text: str) -> ast.Module:
+    """Parse source with no garbage collection in between.
+
+    Python 3.11 (up to 3.11.7, issue 106905) counts how deep all threads are in their trees in one number. A collection
+    may let another thread run, and where that one parses too, as Prefect's do by way of `inspect`, ours would end with
+    a SystemError.
+    """
+    with _PARSING:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return ast.parse(text)
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _is_text(node: ast.stmt) -> bool:

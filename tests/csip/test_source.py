@@ -1,12 +1,16 @@
+import ast
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from csip import source
 from csip.source import source_digest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,3 +112,33 @@ def test_the_schemas_belong_to_the_source_of_what_writes_tables():
 def test_a_module_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"found no source of module 'csip\.nothing'"):
         source_digest("csip.nothing")
+
+
+@contextmanager
+def parsing_between():
+    """Let something else be parsed, deeper in the stack, whenever garbage is collected, which is often."""
+    thresholds, found = gc.get_threshold(), []
+
+    def parse(phase, info, depth=15):
+        if depth:
+            parse(phase, info, depth - 1)
+        elif phase == "start":
+            found.append(ast.parse("y = [1, (2, 3)]"))
+
+    gc.callbacks.append(parse)
+    gc.set_threshold(50)
+    try:
+        yield found
+    finally:
+        gc.callbacks.remove(parse)
+        gc.set_threshold(*thresholds)
+
+
+def test_source_is_digested_while_others_parse():
+    # Without care, Python 3.11.7 ends this with "AST constructor recursion depth mismatch" every time.
+    before = source_digest("csip.tables")
+    source._parse_module.cache_clear()
+    with parsing_between() as others:
+        assert source_digest("csip.tables") == before
+    assert others
+    assert gc.isenabled()

@@ -460,7 +460,7 @@ def test_a_run_that_was_killed_with_its_worker_does_not_stay_running(real_server
     run = state(120, "RUNNING")
     time.sleep(10)  # for a first heartbeat
     victims = processes_of_runs(url)
-    assert victims
+    assert victims, "\n".join(log.read_text() for log in processes.folder.glob("*.log"))
     for pid in (worker.pid, *victims):
         os.kill(pid, signal.SIGKILL)
     run = state(240, "CRASHED")
