@@ -36,7 +36,7 @@ from flows.recipes import RECIPES
 SECTIONS = [
     kind
     for _, kind in inspect.getmembers(config, inspect.isclass)
-    if dataclasses.is_dataclass(kind) and kind.__module__ == "csip.config" and kind is not Experiment
+    if dataclasses.is_dataclass(kind) and kind is not Experiment
 ]
 # Of a section one of whose fields asks for another one too.
 WHOLE = {"RuntimeConfig": {"rendezvous": "head:29500"}}

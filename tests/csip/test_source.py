@@ -41,6 +41,7 @@ CHANGES = {
     "layout": ("beta.py", BETA.replace("2 * x", "(2   *   x)"), False),
     "a module that is not reached": ("delta.py", "ONE = 2\n", False),
     "the config, whose values are inputs": ("config.py", None, False),
+    "a section of it": ("sections/clip.py", None, False),
     "a reachable helper": ("beta.py", BETA.replace("2 * x", "x + x"), True),
     "a number in a module reached inside a function": ("gamma.py", "ZERO = 1\n", True),
     "its own code": ("alpha.py", ALPHA.replace("double(double(x))", "double(x)"), True),
