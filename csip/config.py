@@ -15,8 +15,8 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from csip.sections.benchmark import BenchmarkConfig, WalkersConfig
-from csip.sections.bounds import STRICT
-from csip.sections.clip import ChunkRule, ClipConfig, DataConfig
+from csip.sections.bounds import STRICT, check
+from csip.sections.clip import ChunkRule, ClipConfig, DataConfig, DatasetName
 from csip.sections.model import ModelConfig
 from csip.sections.runtime import RuntimeConfig
 from csip.sections.scoring import EmbedConfig, EvaluateConfig, ReportConfig
@@ -36,6 +36,7 @@ __all__ = [
     "ChunkRule",
     "ClipConfig",
     "DataConfig",
+    "DatasetName",
     "DetectConfig",
     "EmbedConfig",
     "EvaluateConfig",
@@ -72,7 +73,7 @@ class ExtractConfig:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    dataset: str = "video"
+    dataset: DatasetName = "video"
     detect: DetectConfig = field(default_factory=DetectConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -80,11 +81,7 @@ class ExtractConfig:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:
-        if not self.dataset.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(
-                f"ExtractConfig.dataset: got {self.dataset!r}, expected letters, digits, '-' and '_' only: "
-                "it becomes part of file and tag names."
-            )
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +114,7 @@ class Experiment:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     name: str
     seed: int = 0
-    dataset: str = "video"
+    dataset: DatasetName = "video"
     detect: DetectConfig = field(default_factory=DetectConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -137,7 +134,7 @@ class Experiment:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        ExtractConfig(dataset=self.dataset)  # refuses a name that cannot be part of a file's
+        check(self)
 
     @property
     def extract(self) -> ExtractConfig:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from csip.sections.bounds import STRICT, in_range
+from csip.sections.bounds import STRICT, Spelt, Within, check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,29 +34,26 @@ class WalkersConfig:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    people: int = 60
-    twins: float = 0.5
-    test_fraction: float = 0.5
-    cameras: int = 4
-    passes: int = 2
-    frames: int = 24
+    people: Annotated[int, Within(4, 100_000)] = 60
+    twins: Annotated[float, Within(0, 1)] = 0.5
+    test_fraction: Annotated[float, Within(0, 1)] = 0.5
+    cameras: Annotated[int, Within(2, 100)] = 4
+    passes: Annotated[int, Within(2, 100)] = 2
+    # 40 frames at 10 a second are 6 metres at a brisk pace: more would lead out of some camera's view.
+    frames: Annotated[int, Within(2, 40)] = 24
     layout: Literal["h36m17", "coco17"] = "h36m17"
-    joint_noise: float = 0.015
-    scale_noise: float = 0.02
-    keypoint_noise: float = 0.01
-    missing_joints: float = 0.03
-    missing_frames: float = 0.05
-    occlusion: float = 0.15
-    box_noise: float = 0.015
-    jpeg_quality: int = 90
-    seed: int = 0
+    joint_noise: Annotated[float, Within(0, 1)] = 0.015
+    scale_noise: Annotated[float, Within(0, 0.2)] = 0.02
+    keypoint_noise: Annotated[float, Within(0, 0.2)] = 0.01
+    missing_joints: Annotated[float, Within(0, 1)] = 0.03
+    missing_frames: Annotated[float, Within(0, 1)] = 0.05
+    occlusion: Annotated[float, Within(0, 1)] = 0.15
+    box_noise: Annotated[float, Within(0, 0.1)] = 0.015
+    jpeg_quality: Annotated[int, Within(1, 100)] = 90
+    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
 
     def __post_init__(self) -> None:
-        # 40 frames at 10 a second are 6 metres at a brisk pace: more would lead out of some camera's view.
-        in_range(self, people=(4, 100_000), twins=(0, 1), test_fraction=(0, 1), cameras=(2, 100), passes=(2, 100))
-        in_range(self, frames=(2, 40), joint_noise=(0, 1), scale_noise=(0, 0.2), keypoint_noise=(0, 0.2))
-        in_range(self, missing_joints=(0, 1), missing_frames=(0, 1), occlusion=(0, 1), box_noise=(0, 0.1))
-        in_range(self, jpeg_quality=(1, 100), seed=(0, 2**63 - 1))
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +74,11 @@ class BenchmarkConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     skeletons: Literal["auto", "files", "pose", "none"] = "auto"
-    skeleton_folder: str = "skeleton_3d_hmr2.0"
-    pose_height: int = 256
-    pose_width: int = 128
-    pose_margin: float = 0.1
-    pose_confidence: float = 0.1
+    skeleton_folder: Annotated[str, Spelt(r"(?!\.\.?$)[^/\\]+", "the name of one folder")] = "skeleton_3d_hmr2.0"
+    pose_height: Annotated[int, Within(32, 4096)] = 256
+    pose_width: Annotated[int, Within(32, 4096)] = 128
+    pose_margin: Annotated[float, Within(0, 0.9)] = 0.1
+    pose_confidence: Annotated[float, Within(0, 1)] = 0.1
 
     def __post_init__(self) -> None:
-        in_range(self, pose_height=(32, 4096), pose_width=(32, 4096), pose_confidence=(0, 1), pose_margin=(0, 0.9))
-        if self.skeleton_folder in ("", ".", "..") or "/" in self.skeleton_folder or "\\" in self.skeleton_folder:
-            raise ValueError(
-                f"BenchmarkConfig.skeleton_folder: got {self.skeleton_folder!r}, expected the name of one folder."
-            )
+        check(self)

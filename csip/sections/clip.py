@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from csip.sections.bounds import STRICT, in_range
+from csip.sections.bounds import STRICT, Each, Spelt, Within, check
 
 ChunkRule = Literal["padded", "even"]
 """How a tracklet of n frames is cut into the T chunks that a clip takes one frame of each: "padded" with its last frame
 to T times ceil(n / T), as published, which fills the late chunks of lengths just above T with that frame; "even" gives
 every chunk as many of its own frames as another, or one more."""
+
+DatasetName = Annotated[
+    str, Spelt(r"[-_]*[^\W_][-\w]*", "letters, digits, '-' and '_' only: it becomes part of file and tag names")
+]
+"""What snapshots and their splits are called by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,9 @@ class DataConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     protocol: str = ""
     split: str = ""
+
+
+_TWO = Each("two positive numbers, ascending", above=0, count=(2, 2), ascending=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,30 +62,22 @@ class ClipConfig:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    frames: int = 8
+    frames: Annotated[int, Within(1, 4096)] = 8
     chunks: ChunkRule = "padded"
-    height: int = 256
-    width: int = 128
+    height: Annotated[int, Within(8, 8192)] = 256
+    width: Annotated[int, Within(8, 8192)] = 128
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    flip: float = 0.5
-    erase: float = 0.5
-    erase_area: tuple[float, float] = (0.02, 0.2)
-    erase_aspect: tuple[float, float] = (0.3, 3.3)
-    joint_confidence: float = 0.3
-    max_gap: int = 5
-    min_joints: int = 5
+    std: Annotated[tuple[float, float, float], Each("positive numbers", above=0, count=(3, 3))] = (0.229, 0.224, 0.225)
+    flip: Annotated[float, Within(0, 1)] = 0.5
+    erase: Annotated[float, Within(0, 1)] = 0.5
+    erase_area: Annotated[tuple[float, float], _TWO] = (0.02, 0.2)
+    erase_aspect: Annotated[tuple[float, float], _TWO] = (0.3, 3.3)
+    joint_confidence: Annotated[float, Within(0, 1)] = 0.3
+    max_gap: Annotated[int, Within(0, 100_000)] = 5
+    min_joints: Annotated[int, Within(1, 1000)] = 5
     unit: Literal["tracklet", "chunk", "window"] = "tracklet"
-    unit_frames: int = 48
-    unit_stride: int = 4
+    unit_frames: Annotated[int, Within(1, 100_000)] = 48
+    unit_stride: Annotated[int, Within(1, 100_000)] = 4
 
     def __post_init__(self) -> None:
-        in_range(self, unit_frames=(1, 100_000), unit_stride=(1, 100_000))
-        in_range(self, frames=(1, 4096), height=(8, 8192), width=(8, 8192), flip=(0, 1), erase=(0, 1))
-        in_range(self, joint_confidence=(0, 1), max_gap=(0, 100_000), min_joints=(1, 1000))
-        for name in ("erase_area", "erase_aspect"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"ClipConfig.{name}: got {(low, high)}, expected two positive numbers, ascending.")
-        if min(self.std) <= 0:
-            raise ValueError(f"ClipConfig.std: got {self.std}, expected positive numbers.")
+        check(self)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from csip.sections.bounds import STRICT, in_range
+from csip.sections.bounds import STRICT, Within, check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,26 +37,24 @@ class ModelConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     image_encoder: str = "vit_base_patch16_clip_quickgelu_224.openai"
     image_weights: str = "timm"
-    image_depth: int = 0
-    image_width: int = 0
-    image_heads: int = 0
-    width: int = 512
+    image_depth: Annotated[int, Within(0, 1000)] = 0
+    image_width: Annotated[int, Within(0, 65536)] = 0
+    image_heads: Annotated[int, Within(0, 1024)] = 0
+    width: Annotated[int, Within(1, 65536)] = 512
     camera_embedding: bool = True
     camera_scale: float = 1.0
-    joint_layers: int = 10
-    joint_heads: int = 8
-    joint_dropout: float = 0.3
-    graph_positions: int = 10
-    prototype_layers: int = 2
-    prototype_heads: int = 8
-    prototype_dropout: float = 0.1
+    joint_layers: Annotated[int, Within(1, 1000)] = 10
+    joint_heads: Annotated[int, Field(json_schema_extra={"minimum": 1})] = 8
+    joint_dropout: Annotated[float, Within(0, 1)] = 0.3
+    graph_positions: Annotated[int, Within(1, 1000)] = 10
+    prototype_layers: Annotated[int, Within(1, 1000)] = 2
+    prototype_heads: Annotated[int, Field(json_schema_extra={"minimum": 1})] = 8
+    prototype_dropout: Annotated[float, Within(0, 1)] = 0.1
     temporal_heads: int = 8
-    temporal_dropout: float = 0.1
+    temporal_dropout: Annotated[float, Within(0, 1)] = 0.1
 
     def __post_init__(self) -> None:
-        in_range(self, width=(1, 65536), joint_layers=(1, 1000), joint_dropout=(0, 1), graph_positions=(1, 1000))
-        in_range(self, image_depth=(0, 1000), image_width=(0, 65536), image_heads=(0, 1024))
-        in_range(self, prototype_layers=(1, 1000), prototype_dropout=(0, 1), temporal_dropout=(0, 1))
+        check(self)
         for name in ("joint_heads", "prototype_heads"):
             heads = getattr(self, name)
             if heads < 1 or self.width % heads:

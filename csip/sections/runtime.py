@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from csip.sections.bounds import MANY, STRICT, in_range
+from csip.sections.bounds import MANY, STRICT, Within, check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,38 +45,35 @@ class RuntimeConfig:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    device: str = "auto"
-    per_device: int = 1
+    # Where the machine is known, `csip.device` looks whether it has it; a form refuses what no machine has.
+    device: Annotated[str, Field(json_schema_extra={"pattern": "^(auto|cpu|(cuda|mps|xpu)(:[0-9]+)?)$"})] = "auto"
+    per_device: Annotated[int, Within(1, 64)] = 1
     runner: Literal["local", "ray"] = "local"
     ray_address: str = ""
     pose_engine: Literal["auto", "openvino", "pytorch"] = "auto"
-    pose_batch: int = 4
-    encode_threads: int = 2
-    encode_batch: int = 256
-    decode_threads: int = 2
-    decode_stall_seconds: float = 300.0
-    decode_limit_seconds: float = 600.0
-    decode_limit_factor: float = 20.0
-    workers: int = 0
-    processes: int = 1
-    nodes: int = 1
+    pose_batch: Annotated[int, Within(1, 4096)] = 4
+    encode_threads: Annotated[int, Within(1, 256)] = 2
+    encode_batch: Annotated[int, Within(1, 65536)] = 256
+    decode_threads: Annotated[int, Within(1, 256)] = 2
+    decode_stall_seconds: Annotated[float, Within(0.1, 86_400)] = 300.0
+    decode_limit_seconds: Annotated[float, Within(0.1, MANY)] = 600.0
+    decode_limit_factor: Annotated[float, Within(0, MANY)] = 20.0
+    workers: Annotated[int, Within(0, 256)] = 0
+    processes: Annotated[int, Within(1, 1024)] = 1
+    nodes: Annotated[int, Within(1, 1024)] = 1
     rendezvous: str = ""
-    threads: int = 0
+    threads: Annotated[int, Within(0, 4096)] = 0
     compile: bool = False
-    save_seconds: float = 120.0
-    stop_seconds: float = 30.0
-    video_batch_seconds: float = 600.0
-    stall_seconds: float = 900.0
+    save_seconds: Annotated[float, Within(0, MANY)] = 120.0
+    stop_seconds: Annotated[float, Within(0, 3600)] = 30.0
+    video_batch_seconds: Annotated[float, Within(1, MANY)] = 600.0
+    stall_seconds: Annotated[float, Within(1, MANY)] = 900.0
 
     def __post_init__(self) -> None:
-        in_range(self, pose_batch=(1, 4096), encode_batch=(1, 65536), decode_threads=(1, 256), workers=(0, 256))
-        in_range(self, encode_threads=(1, 256), per_device=(1, 64), nodes=(1, 1024))
+        check(self)
         host, _, port = self.rendezvous.rpartition(":")
         if self.nodes > 1 and not (host and port.isdigit() and 0 < int(port) < 65_536):
             raise ValueError(
                 f"RuntimeConfig.rendezvous: got {self.rendezvous!r}, expected HOST:PORT with runtime.nodes="
                 f"{self.nodes}: where the other machines reach this one."
             )
-        in_range(self, processes=(1, 1024), threads=(0, 4096), save_seconds=(0, MANY), stop_seconds=(0, 3600))
-        in_range(self, video_batch_seconds=(1, MANY), stall_seconds=(1, MANY), decode_stall_seconds=(0.1, 86_400))
-        in_range(self, decode_limit_seconds=(0.1, MANY), decode_limit_factor=(0, MANY))

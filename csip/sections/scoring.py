@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from csip.sections.bounds import STRICT, in_range
+from csip.sections.bounds import MANY, STRICT, Each, Within, check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +25,14 @@ class EmbedConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     sampling: Literal["restricted", "dense", "both"] = "restricted"
     unit: Literal["tracklet", "clip"] = "tracklet"
-    clip_stride: int = 4
-    histogram_bins: tuple[int, int, int] = (16, 4, 4)
+    clip_stride: Annotated[int, Within(1, 100_000)] = 4
+    histogram_bins: Annotated[tuple[int, int, int], Each("1 or more each", 1, count=(3, 3))] = (16, 4, 4)
 
     def __post_init__(self) -> None:
-        in_range(self, clip_stride=(1, 100_000))
-        if min(self.histogram_bins) < 1:
-            raise ValueError(f"EmbedConfig.histogram_bins: got {self.histogram_bins}, expected 1 or more each.")
+        check(self)
+
+
+_LENGTHS = Each("ascending positive numbers", 1, ascending=True, distinct=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,24 +58,19 @@ class EvaluateConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     exclude_same_camera: bool | None = None
     query_in_gallery: bool | None = None
-    ranks: tuple[int, ...] = (1, 5, 10, 20)
+    ranks: Annotated[tuple[int, ...], Each("positive numbers", 1, count=(1, MANY))] = (1, 5, 10, 20)
     rerank: bool = False
-    rerank_k1: int = 50
-    rerank_k2: int = 15
-    rerank_weight: float = 0.3
-    bootstrap: int = 1000
-    confidence: float = 0.95
-    bootstrap_seed: int = 0
+    rerank_k1: Annotated[int, Within(1, 10_000)] = 50
+    rerank_k2: Annotated[int, Within(1, 10_000)] = 15
+    rerank_weight: Annotated[float, Within(0, 1)] = 0.3
+    bootstrap: Annotated[int, Within(0, 1_000_000)] = 1000
+    confidence: Annotated[float, Within(0.01, 0.999)] = 0.95
+    bootstrap_seed: Annotated[int, Within(0, 2**63 - 1)] = 0
     breakdown: bool = True
-    lengths: tuple[int, ...] = (16, 32, 64, 128)
+    lengths: Annotated[tuple[int, ...], _LENGTHS] = (16, 32, 64, 128)
 
     def __post_init__(self) -> None:
-        in_range(self, rerank_k1=(1, 10_000), rerank_k2=(1, 10_000), rerank_weight=(0, 1))
-        in_range(self, bootstrap=(0, 1_000_000), confidence=(0.01, 0.999), bootstrap_seed=(0, 2**63 - 1))
-        if list(self.lengths) != sorted(set(self.lengths)) or min(self.lengths, default=1) < 1:
-            raise ValueError(f"EvaluateConfig.lengths: got {self.lengths}, expected ascending positive numbers.")
-        if not self.ranks or min(self.ranks) < 1:
-            raise ValueError(f"EvaluateConfig.ranks: got {self.ranks}, expected positive numbers.")
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +85,10 @@ class ReportConfig:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    contact_tracklets: int = 24
-    contact_frames: int = 8
-    queries: int = 6
-    gallery: int = 10
+    contact_tracklets: Annotated[int, Within(1, 10_000)] = 24
+    contact_frames: Annotated[int, Within(1, 1000)] = 8
+    queries: Annotated[int, Within(0, 10_000)] = 6
+    gallery: Annotated[int, Within(1, 1000)] = 10
 
     def __post_init__(self) -> None:
-        in_range(self, contact_tracklets=(1, 10_000), contact_frames=(1, 1000), queries=(0, 10_000), gallery=(1, 1000))
+        check(self)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from csip.sections.bounds import STRICT, in_range
+from csip.sections.bounds import STRICT, Within, check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,37 +46,33 @@ class SkeletonConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     encoder: Literal["csip", "transg"] = "csip"
     initial: str = ""
-    seeds: int = 3
-    frames: int = 6
-    epochs: int = 200
-    batch_windows: int = 256
-    learning_rate: float = 3.5e-4
-    weight_decay: float = 0.0
-    sequence_temperature: float = 0.07
-    frame_temperature: float = 14.0
-    sequence_share: float = 0.5
-    structure_share: float = 0.5
-    prototype_share: float = 0.5
-    masked_joints: int = 10
-    masked_frames: int = 2
-    transg_width: int = 128
-    transg_layers: int = 2
-    transg_heads: int = 8
-    transg_dropout: float = 0.5
+    seeds: Annotated[int, Within(1, 1000)] = 3
+    frames: Annotated[int, Within(2, 1000)] = 6
+    epochs: Annotated[int, Within(1, 1_000_000)] = 200
+    batch_windows: Annotated[int, Within(2, 1_000_000)] = 256
+    learning_rate: Annotated[float, Within(0, 10)] = 3.5e-4
+    weight_decay: Annotated[float, Within(0, 10)] = 0.0
+    sequence_temperature: Annotated[float, Within(1e-6, 1e6)] = 0.07
+    frame_temperature: Annotated[float, Within(1e-6, 1e6)] = 14.0
+    sequence_share: Annotated[float, Within(0, 1)] = 0.5
+    structure_share: Annotated[float, Within(0, 1)] = 0.5
+    prototype_share: Annotated[float, Within(0, 1)] = 0.5
+    masked_joints: Annotated[int, Within(0, 1000)] = 10
+    masked_frames: Annotated[int, Within(0, 1000)] = 2
+    transg_width: Annotated[int, Within(1, 65536)] = 128
+    transg_layers: Annotated[int, Within(1, 1000)] = 2
+    transg_heads: Annotated[int, Field(json_schema_extra={"minimum": 1})] = 8
+    transg_dropout: Annotated[float, Within(0, 0.999)] = 0.5
     drop_last: bool = False
     shuffle_once: bool = False
     reconstruction_over_batch: bool = False
     bn_frozen_stats: bool = False
     drop_last_eval: bool = False
     select_on_probe: bool = False
-    patience: int = 120
+    patience: Annotated[int, Within(1, 10**6)] = 120
 
     def __post_init__(self) -> None:
-        in_range(self, seeds=(1, 1000), frames=(2, 1000), epochs=(1, 1_000_000), batch_windows=(2, 1_000_000))
-        in_range(self, learning_rate=(0, 10), weight_decay=(0, 10), sequence_temperature=(1e-6, 1e6))
-        in_range(self, frame_temperature=(1e-6, 1e6), sequence_share=(0, 1), structure_share=(0, 1))
-        in_range(self, prototype_share=(0, 1), masked_joints=(0, 1000), masked_frames=(0, 1000), patience=(1, 10**6))
-        in_range(self, transg_width=(1, 65536), transg_layers=(1, 1000), transg_dropout=(0, 0.999))
+        check(self)
         if self.transg_heads < 1 or self.transg_width % self.transg_heads:
             raise ValueError(
                 f"SkeletonConfig.transg_heads: got {self.transg_heads}, expected a divisor of "

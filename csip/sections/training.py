@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from csip.sections.bounds import STRICT, in_range
+from csip.sections.bounds import STRICT, Each, Within, check
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """What a training's forward pass computes in on CUDA: "auto" is float16 with loss scaling, as published. A CPU always
@@ -36,26 +36,18 @@ class PretrainConfig:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    epochs: int = 0
-    learning_rate: float = 3.5e-4
-    weight_decay: float = 1e-4
-    identities: int = 4
-    clips_per_identity: int = 4
-    label_smoothing: float = 0.1
-    margin: float = 0.3
-    triplet_weight: float = 1.0
+    epochs: Annotated[int, Within(0, 1_000_000)] = 0
+    learning_rate: Annotated[float, Within(0, 10)] = 3.5e-4
+    weight_decay: Annotated[float, Within(0, 10)] = 1e-4
+    identities: Annotated[int, Within(2, 4096)] = 4
+    clips_per_identity: Annotated[int, Within(2, 4096)] = 4
+    label_smoothing: Annotated[float, Within(0, 0.999)] = 0.1
+    margin: Annotated[float, Within(0, 100)] = 0.3
+    triplet_weight: Annotated[float, Within(0, 1e6)] = 1.0
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        in_range(
-            self,
-            epochs=(0, 1_000_000),
-            learning_rate=(0, 10),
-            weight_decay=(0, 10),
-            margin=(0, 100),
-            triplet_weight=(0, 1e6),
-        )
-        in_range(self, identities=(2, 4096), clips_per_identity=(2, 4096), label_smoothing=(0, 0.999))
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,23 +70,21 @@ class Stage1Config:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    epochs: int = 120
-    batch_clips: int = 64
-    learning_rate: float = 3.5e-4
-    warmup_rate: float = 1e-5
-    final_rate: float = 1e-6
-    warmup_epochs: int = 5
-    weight_decay: float = 1e-4
-    temperature: float = 1.0
+    epochs: Annotated[int, Within(0, 1_000_000)] = 120
+    batch_clips: Annotated[int, Within(2, 1_000_000)] = 64
+    learning_rate: Annotated[float, Within(0, 10)] = 3.5e-4
+    warmup_rate: Annotated[float, Within(0, 10)] = 1e-5
+    final_rate: Annotated[float, Within(0, 10)] = 1e-6
+    warmup_epochs: Annotated[int, Within(0, 1_000_000)] = 5
+    weight_decay: Annotated[float, Within(0, 10)] = 1e-4
+    temperature: Annotated[float, Within(1e-6, 1e6)] = 1.0
     normalize: bool = False
     drop_last: bool = False
-    accumulate: int = 1
+    accumulate: Annotated[int, Within(1, 100_000)] = 1
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        in_range(self, epochs=(0, 1_000_000), batch_clips=(2, 1_000_000), learning_rate=(0, 10), warmup_rate=(0, 10))
-        in_range(self, accumulate=(1, 100_000))
-        in_range(self, final_rate=(0, 10), warmup_epochs=(0, 1_000_000), weight_decay=(0, 10), temperature=(1e-6, 1e6))
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,35 +120,28 @@ class Stage2Config:
     prototypes: PrototypeChoice = "pfu"
     temporal: bool = True
     prototype_frames: Literal["clip", "all"] = "clip"
-    epochs: int = 80
-    identities: int = 4
-    clips_per_identity: int = 4
-    learning_rate: float = 5e-6
-    bias_factor: float = 2.0
-    head_factor: float = 10.0
-    weight_decay: float = 1e-4
-    warmup_epochs: int = 10
-    milestones: tuple[int, ...] = (30, 50, 70)
-    label_smoothing: float = 0.1
-    margin: float = 0.3
-    identity_weight: float = 0.25
-    triplet_weight: float = 1.0
-    prototype_weight: float = 1.0
-    frame_weight: float = 1.3
+    epochs: Annotated[int, Within(0, 1_000_000)] = 80
+    identities: Annotated[int, Within(2, 4096)] = 4
+    clips_per_identity: Annotated[int, Within(2, 4096)] = 4
+    learning_rate: Annotated[float, Within(0, 10)] = 5e-6
+    bias_factor: Annotated[float, Within(0, 1e4)] = 2.0
+    head_factor: Annotated[float, Within(0, 1e4)] = 10.0
+    weight_decay: Annotated[float, Within(0, 10)] = 1e-4
+    warmup_epochs: Annotated[int, Within(0, 1_000_000)] = 10
+    milestones: Annotated[tuple[int, ...], Each("ascending epochs", ascending=True)] = (30, 50, 70)
+    label_smoothing: Annotated[float, Within(0, 0.999)] = 0.1
+    margin: Annotated[float, Within(0, 100)] = 0.3
+    identity_weight: Annotated[float, Within(0, 1e6)] = 0.25
+    triplet_weight: Annotated[float, Within(0, 1e6)] = 1.0
+    prototype_weight: Annotated[float, Within(0, 1e6)] = 1.0
+    frame_weight: Annotated[float, Within(0, 1e6)] = 1.3
     freeze_skeleton_encoder: bool = False
-    accumulate: int = 1
+    accumulate: Annotated[int, Within(1, 100_000)] = 1
     precision: Precision = "auto"
-    keep_every: int = 0
+    keep_every: Annotated[int, Within(0, 1_000_000)] = 0
 
     def __post_init__(self) -> None:
-        in_range(self, epochs=(0, 1_000_000), identities=(2, 4096), clips_per_identity=(2, 4096))
-        in_range(self, learning_rate=(0, 10), bias_factor=(0, 1e4), head_factor=(0, 1e4), weight_decay=(0, 10))
-        in_range(self, warmup_epochs=(0, 1_000_000), label_smoothing=(0, 0.999), margin=(0, 100))
-        in_range(self, accumulate=(1, 100_000), keep_every=(0, 1_000_000))
-        for name in ("identity_weight", "triplet_weight", "prototype_weight", "frame_weight"):
-            in_range(self, **{name: (0, 1e6)})
-        if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"Stage2Config.milestones: got {self.milestones}, expected ascending epochs.")
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +157,8 @@ class ValidateConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     select: Literal["last", "validation", "test"] = "last"
-    fraction: float = 0.1
-    every: int = 1
+    fraction: Annotated[float, Within(1e-6, 0.9)] = 0.1
+    every: Annotated[int, Within(1, 1_000_000)] = 1
 
     def __post_init__(self) -> None:
-        in_range(self, fraction=(1e-6, 0.9), every=(1, 1_000_000))
+        check(self)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from csip.sections.bounds import STRICT, in_range
+from csip.sections.bounds import STRICT, Each, Within, check
 
 PosePrecision = Literal["float32", "float16", "int8"]
 """What a pose network computes in."""
@@ -40,23 +40,18 @@ class DetectConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     weights: str = "yolo11n-pose.pt"
-    image_size: int = 0
+    image_size: Annotated[int, Within(64, 8192, or_zero=True)] = 0
     precision: PosePrecision = "float32"
-    stride: int = 1
-    confidence: float = 0.1
-    iou: float = 0.7
-    max_people: int = 300
-    segment_seconds: float = 600.0
-    min_box_height: float = 0.0
-    region: tuple[tuple[float, float], ...] = ()
+    stride: Annotated[int, Within(1, 10_000)] = 1
+    confidence: Annotated[float, Within(0, 1)] = 0.1
+    iou: Annotated[float, Within(0, 1)] = 0.7
+    max_people: Annotated[int, Within(1, 10_000)] = 300
+    segment_seconds: Annotated[float, Within(0.1, 86_400)] = 600.0
+    min_box_height: Annotated[float, Within(0, 100_000)] = 0.0
+    region: Annotated[tuple[tuple[float, float], ...], Each("shares of width and height, 0 to 1", 0, high=1)] = ()
 
     def __post_init__(self) -> None:
-        if self.image_size:
-            in_range(self, image_size=(64, 8192))
-        in_range(self, stride=(1, 10_000), confidence=(0, 1), iou=(0, 1), max_people=(1, 10_000))
-        in_range(self, min_box_height=(0, 100_000), segment_seconds=(0.1, 86_400))
-        if not all(0 <= share <= 1 for corner in self.region for share in corner):
-            raise ValueError(f"DetectConfig.region: got {self.region}, expected shares of width and height, 0 to 1.")
+        check(self)
         # Two corners, or more on one line, hold no area: nobody could ever stand in it.
         sides = [(x - self.region[0][0], y - self.region[0][1]) for x, y in self.region]
         turns = (a[0] * b[1] - a[1] * b[0] for a, b in itertools.combinations(sides, 2))
@@ -99,31 +94,26 @@ class TrackConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     tracker: Literal["bytetrack", "botsort"] = "bytetrack"
-    high_confidence: float = 0.25
-    low_confidence: float = 0.1
-    new_confidence: float = 0.25
-    match_cost: float = 0.8
-    buffer_seconds: float = 3.0
-    double_distance: float = 0.1
-    jump_distance: float = 0.5
-    jump_ratio: float = 1.5
-    link_seconds: float = 3.0
-    link_distance: float = 0.5
-    link_ratio: float = 1.3
-    interpolate_seconds: float = 1.0
-    min_seconds: float = 0.8
-    min_frames: int = 4
-    min_keypoint_confidence: float = 0.3
-    ghost_share: float = 0.5
-    jpeg_quality: int = 95
+    high_confidence: Annotated[float, Within(0, 1)] = 0.25
+    low_confidence: Annotated[float, Within(0, 1)] = 0.1
+    new_confidence: Annotated[float, Within(0, 1)] = 0.25
+    match_cost: Annotated[float, Within(0, 1)] = 0.8
+    buffer_seconds: Annotated[float, Within(0, 3600)] = 3.0
+    double_distance: Annotated[float, Within(0, 10)] = 0.1
+    jump_distance: Annotated[float, Within(0, 100)] = 0.5
+    jump_ratio: Annotated[float, Within(0, 100)] = 1.5
+    link_seconds: Annotated[float, Within(0, 3600)] = 3.0
+    link_distance: Annotated[float, Within(0, 100)] = 0.5
+    link_ratio: Annotated[float, Within(1, 100)] = 1.3
+    interpolate_seconds: Annotated[float, Within(0, 3600)] = 1.0
+    min_seconds: Annotated[float, Within(0, 86_400)] = 0.8
+    min_frames: Annotated[int, Within(1, 1_000_000)] = 4
+    min_keypoint_confidence: Annotated[float, Within(0, 1)] = 0.3
+    ghost_share: Annotated[float, Within(0, 1)] = 0.5
+    jpeg_quality: Annotated[int, Within(1, 100)] = 95
 
     def __post_init__(self) -> None:
-        in_range(self, high_confidence=(0, 1), low_confidence=(0, 1), new_confidence=(0, 1), match_cost=(0, 1))
-        in_range(self, buffer_seconds=(0, 3600), min_frames=(1, 1_000_000), min_keypoint_confidence=(0, 1))
-        in_range(self, double_distance=(0, 10), jump_distance=(0, 100), jump_ratio=(0, 100), link_seconds=(0, 3600))
-        in_range(self, link_distance=(0, 100), link_ratio=(1, 100), interpolate_seconds=(0, 3600), ghost_share=(0, 1))
-        in_range(self, min_seconds=(0, 86_400))
-        in_range(self, jpeg_quality=(1, 100))
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +129,11 @@ class SplitConfig:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    min_part_frames: int = 8
-    max_parts: int = 4
-    gap_seconds: float = 0.5
-    test_fraction: float = 0.5
-    seed: int = 0
+    min_part_frames: Annotated[int, Within(1, 100_000)] = 8
+    max_parts: Annotated[int, Within(2, 10_000)] = 4
+    gap_seconds: Annotated[float, Within(0, 86_400)] = 0.5
+    test_fraction: Annotated[float, Within(0, 1)] = 0.5
+    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
 
     def __post_init__(self) -> None:
-        in_range(self, min_part_frames=(1, 100_000), max_parts=(2, 10_000), gap_seconds=(0, 86_400))
-        in_range(self, test_fraction=(0, 1), seed=(0, 2**63 - 1))
+        check(self)

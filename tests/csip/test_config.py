@@ -1,4 +1,10 @@
+import dataclasses
+import inspect
+import json
+
 import pytest
+from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter
 
 from csip import config
 from csip.config import EvaluateConfig, ModelConfig, RuntimeConfig, Stage1Config, Stage2Config
@@ -31,3 +37,55 @@ from csip.config import EvaluateConfig, ModelConfig, RuntimeConfig, Stage1Config
 def test_a_number_out_of_range_is_refused_when_it_is_written(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+SECTIONS = [kind for _, kind in inspect.getmembers(config, inspect.isclass) if dataclasses.is_dataclass(kind)]
+EDGES = (-1, 0, 0.1, 0.2, 0.9, 0.999, 1, 2, 3, 10, 40, 64, 100, 256, 1000, 4096, 8192, 65_536, 86_400)
+STEPS = (-1, -0.01, -1e-7, 0, 1e-7, 0.01, 1)
+NUMBERS = sorted({edge + step for edge in (*EDGES, 10**5, 10**6, 10**9) for step in STEPS})
+TEXTS = ("", "a", "é-1_b", "a/b", "a\\b", "a b", "-", ".", "..", "...", "auto", "cuda:1")
+CHOICES = ("Precision", "PosePrecision", "ChunkRule", "PrototypeChoice")
+# What the schema of one field cannot say: it depends on another field, or on the machine.
+BESIDE = {"RuntimeConfig": {"nodes", "device"}, "ModelConfig": {"width", "joint_heads", "prototype_heads"}}
+BESIDE["SkeletonConfig"] = {"frames", "masked_frames", "transg_width", "transg_heads"}
+
+
+def probes(field):
+    """Values to try in the place of a field's default: of its type, at the edges of every bound there is."""
+    default = field.default
+    if "Literal" in field.type or field.type in CHOICES:
+        return ()
+    if isinstance(default, str):
+        return TEXTS
+    if isinstance(default, tuple):
+        # Steps of one, so that they ascend; and equal ones.
+        kind = float if "float" in field.type else int
+        many = [tuple(map(kind, range(edge, edge + len(default)))) for edge in (-1, 0, 1, 4)]
+        return [*many, (kind(2),) * len(default), *([()] if "..." in field.type else [])]
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return ()
+    return [one for one in NUMBERS if isinstance(default, float) or one == int(one)]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_what_a_form_refuses_is_what_a_section_refuses(section):
+    """The schema by a validator of its own, against the section's constructor."""
+    given = {"name": "x"} if section is config.Experiment else {}
+    validator = Draft202012Validator(TypeAdapter(section).json_schema())
+    outcomes = set()
+    for field in dataclasses.fields(section):
+        for value in () if field.name in BESIDE.get(section.__name__, ()) else probes(field):
+            one = {**given, field.name: value}
+            try:
+                section(**one)
+                admitted = True
+            except ValueError:
+                admitted = False
+            assert validator.is_valid(json.loads(json.dumps(one))) == admitted, (field.name, value)
+            outcomes.add(admitted)
+    assert outcomes == ({True} if section is config.DataConfig else {True, False})
+
+
+@pytest.mark.parametrize(("device", "admitted"), [("auto", True), ("cpu", True), ("cuda:12", True), ("abacus", False)])
+def test_a_form_knows_what_a_device_is_called(device, admitted):
+    assert Draft202012Validator(TypeAdapter(RuntimeConfig).json_schema()).is_valid({"device": device}) == admitted

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -80,7 +80,7 @@ def other(value):
 
 def changed(section, field):
     """The section with one field changed, by trying values until one is accepted."""
-    old, hint = getattr(section, field.name), inspect.get_annotations(type(section), eval_str=True)[field.name]
+    old, hint = getattr(section, field.name), get_type_hints(type(section))[field.name]
     if isinstance(old, str):
         candidates = [word for word in get_args(hint) if word != old] or [old + "x"]
     elif dataclasses.is_dataclass(old):
