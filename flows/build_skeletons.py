@@ -17,6 +17,7 @@ from csip.ingest.extract import extract_videos
 from csip.ingest.retrack import list_snapshot, with_detections_of
 from csip.ingest.sources import list_videos
 from csip.types import Snapshot, SourceVideo
+from flows.parameters import Sources, Store
 from flows.runners import runner_for
 from flows.stage import stage
 
@@ -40,8 +41,8 @@ publish_task = stage(publish, work=None, cached=False)
 
 @flow(name="build-skeletons")
 def build_skeletons(
-    sources: tuple[str, ...],
-    store: str,
+    sources: Sources,
+    store: Store,
     camera: str = "",
     config: ExtractConfig = ExtractConfig(),  # noqa: B008 (frozen)
     runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (frozen)
@@ -56,7 +57,8 @@ def build_skeletons(
         camera: the one camera that took all of them; empty: every file is a camera of its own.
         config: what changes the rows.
         runtime: what only changes how fast they come.
-        retrack: a published snapshot, in the place of sources: its videos are tracked again, from what was detected.
+        retrack: a published snapshot, in the place of sources, which then count for nothing: its videos are tracked
+            again, from what was detected; empty: none.
     """
     if is_benchmark(sources):
         return _announce(import_benchmark_task(store, sources[0], config, runtime))

@@ -142,7 +142,9 @@ def evaluate(checkpoint: Path, snapshot: str, experiment: Experiment, store: str
     e, ref, begun = experiment, checkpoint_ref(checkpoint.resolve()), tables.now()
     choose_splits(tables.open_snapshot(store, snapshot), e.data)
     with _watched(quiet=as_json):
-        results = evaluate_csip(ref, snapshot, store, e.data, e.embed, e.evaluate, e.skeleton, e.runtime)
+        results = evaluate_csip(
+            ref.path, snapshot, store, e.data, e.embed, e.evaluate, e.skeleton, e.runtime, ref.sha256
+        )
     told = {
         "store": store,
         "evaluated": [tell_results(one, store) for one in results],

@@ -39,6 +39,7 @@ CHAINED = "csip: train-csip after build-skeletons"
 HEARTBEAT_SECONDS = 30
 _SILENCE_SECONDS = 95
 _PLUGIN = "csip"
+_EVALUATED = ("data", "embed", "evaluate", "skeleton", "runtime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def deploy(plan: Plan) -> Deployed:
     experiment, store, pool = plan.experiment, plan.store, plan.pool
     _make_pool(pool)
     runtime = to_plain(experiment.runtime)
+    sections = {name: to_plain(getattr(experiment, name)) for name in _EVALUATED}
     flows: list[tuple[Flow[Any, Any], dict[str, Any]]] = [
         (
             build_skeletons,
@@ -93,7 +95,7 @@ def deploy(plan: Plan) -> Deployed:
             },
         ),
         (train_csip, {"snapshot": "", "store": store, "experiment": to_plain(experiment)}),
-        (evaluate_csip, {"snapshot": "", "store": store, "runtime": runtime}),
+        (evaluate_csip, {"checkpoint": "", "snapshot": "", "store": store, **sections}),
     ]
     ids = {flow.name: _deploy(flow, parameters, pool) for flow, parameters in flows}
     automations = [_crash_the_lost()]

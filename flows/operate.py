@@ -78,10 +78,7 @@ def _deploy(plan: Plan) -> Deployed:
 
 
 def _show(done: Deployed, profile: Path | None) -> None:
-    more = {"evaluate-csip": ' --param \'checkpoint={"path": PATH, "sha256": SHA256}\''}
-    rows: list[tuple[str, object]] = [
-        (name, f"prefect deployment run {name}{more.get(name, '')}") for name in done.deployments
-    ]
+    rows: list[tuple[str, object]] = [(name, f"prefect deployment run {name}") for name in done.deployments]
     rows.append(
         ("server", PREFECT_API_URL.value() or "none runs: start `prefect server start`, whose database this is")
     )

@@ -79,7 +79,11 @@ def test_a_deployment_knows_what_to_run_where_it_is_told_nothing(deployed):
     train = read("train-csip")
     assert (train.parameters["store"], train.parameters["snapshot"]) == (store, "")
     assert train.parameters["experiment"] == to_plain(RECIPES["demo"]())
-    for one in (build, train, read("evaluate-csip")):
+    evaluate = read("evaluate-csip")
+    for name in ("data", "embed", "evaluate", "skeleton", "runtime"):
+        assert evaluate.parameters[name] == train.parameters["experiment"][name]
+    assert evaluate.parameters["evaluate"]["ranks"] == [1, 5, 10], "the demo's, not everybody's"
+    for one in (build, train, evaluate):
         assert one.work_pool_name == "pool-a"
         assert one.job_variables["env"] == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 
@@ -93,26 +97,50 @@ def test_every_field_of_the_forms_says_what_it_is(deployed):
             silent += [
                 f"{section}.{one}" for one, field in definition["properties"].items() if "description" not in field
             ]
-        # References between our own tables are no part of a form that people fill in, but a checkpoint's two.
-        assert [one for one in silent if not one.startswith("CheckpointRef.")] == []
+        assert silent == []
     fields = read("build-skeletons").parameter_openapi_schema["definitions"]["DetectConfig"]["properties"]
     assert "pixels" in fields["image_size"]["description"]
 
 
+BUILD, TRAIN, EVALUATE = "build-skeletons", "train-csip", "evaluate-csip"
+
+
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("flow", "change", "told"),
     [
-        ({"sources": "street.mp4"}, "sources"),
-        ({"config": {"detect": {"stride": "often"}}}, "stride"),
-        ({"config": {"detcet": {}}}, "detcet"),
-        ({"runtime": {"pose_engine": "abacus"}}, "abacus"),
+        (BUILD, {"sources": "street.mp4"}, "sources"),
+        (BUILD, {"sources": []}, "sources"),
+        (BUILD, {"store": ""}, "store"),
+        (BUILD, {"config": {"detect": {"stride": "often"}}}, "stride"),
+        (BUILD, {"config": {"detect": {"stride": -5}}}, "stride"),
+        (BUILD, {"config": {"detect": {"confidence": 7.0}}}, "confidence"),
+        (BUILD, {"config": {"detect": {"image_size": 12}}}, "image_size"),
+        (BUILD, {"config": {"dataset": "../x y"}}, "dataset"),
+        (BUILD, {"config": {"detcet": {}}}, "detcet"),
+        (BUILD, {"runtime": {"pose_engine": "abacus"}}, "abacus"),
+        (BUILD, {"runtime": {"device": "abacus"}}, "abacus"),
+        (TRAIN, {"experiment": {"name": "x", "stage2": {"epochs": -3}}}, "epochs"),
+        (TRAIN, {"experiment": {"name": "x", "evaluate": {"ranks": [0, -1]}}}, "ranks"),
+        (EVALUATE, {"evaluate": {"ranks": []}}, "ranks"),
+        (EVALUATE, {"sha256": "zz"}, "sha256"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_there_is_a_run(deployed, server, change, told):
-    build = read("build-skeletons")
+def test_what_does_not_fit_is_refused_before_there_is_a_run(deployed, server, flow, change, told):
     with get_client(sync_client=True) as client, pytest.raises(PrefectHTTPStatusError) as caught:
-        client.create_flow_run_from_deployment(build.id, parameters=change)
+        client.create_flow_run_from_deployment(read(flow).id, parameters=change)
     assert told in caught.value.response.text
+
+
+def test_a_form_shows_what_a_number_may_be(deployed):
+    fields = read(BUILD).parameter_openapi_schema["definitions"]["DetectConfig"]["properties"]
+    assert (fields["stride"]["minimum"], fields["stride"]["maximum"]) == (1, 10_000)
+
+
+def test_everything_a_run_needs_has_a_default(deployed, server):
+    with get_client(sync_client=True) as client:
+        for flow in (BUILD, TRAIN, EVALUATE):
+            run = client.create_flow_run_from_deployment(read(flow).id)
+            client.delete_flow_run(run.id)
 
 
 def test_a_port_that_is_taken_is_said_and_nothing_is_started(command, tmp_path):
