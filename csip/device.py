@@ -35,6 +35,13 @@ def resolve_device(name: str) -> str:
     return f"cuda:{index}"
 
 
+def device_uuid(device: str) -> str:
+    """Give what tells a CUDA device from all others, whatever number it has in this process; empty: nothing does."""
+    if not device.startswith("cuda:") or not torch.cuda.is_available():
+        return ""
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+
+
 def list_devices(name: str) -> list[str]:
     """List the devices of this machine that a setting leaves the choice of: all CUDA devices, or the one it names.
 

@@ -1,9 +1,12 @@
 """One pose model and one training a device: who may use which of this machine's devices, and who has to wait.
 
-A slot is a lock on a file in the user's cache, or in the folder of temporary files where that cannot be written. The
-kernel gives it up when the last process that holds it is gone, however it ended, so no server is asked, nothing is left
+A slot is a lock on a file in the user's cache, or in the folder of temporary files where there can be none. The kernel
+gives it up when the last process that holds it is gone, however it ended, so no server is asked, nothing is left
 locked, and a run that was killed still counts for as long as its stage's process saves what it has. Prefect's own
 concurrency limits know no machines and no devices.
+
+Who shares a cache waits for each other: all processes of a user, and containers of one machine that have one folder as
+CSIP_CACHE. Two users of a machine have a cache each, and do not see each other: let one of them run CSIP.
 """
 
 from __future__ import annotations
@@ -11,17 +14,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
 from csip.config import RuntimeConfig
-from csip.device import list_devices, resolve_device
+from csip.device import device_uuid, list_devices, resolve_device
 from csip.errors import StageError
 from csip.weights import cache_folder
 
@@ -30,6 +34,8 @@ Work = Literal["pose", "training"]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_SECONDS_KEPT = 30 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +96,72 @@ def held(
 
 def _slots(work: Work, names: list[str], per_device: int) -> list[tuple[str, Path]]:
     """Name the files of some devices' slots, the least used devices first."""
-    folder = cache_folder() / "devices" / socket.gethostname()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / f"csip-devices-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        # Everybody may write where it lies: what somebody else put there could lead our writing elsewhere.
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            raise StageError(
-                f"{folder}: found a folder of another user, or a link, expected one of this user's own for the locks "
-                "of devices. Set CSIP_CACHE to a folder that this user can write."
-            ) from None
+    folder = _place()
     return [(one, folder / f"{work}-{_physical(one)}-{n}") for n in range(per_device) for one in names]
+
+
+def _place() -> Path:
+    """Find the folder of this machine's locks: the first of two in which a file can be locked.
+
+    Raises:
+        StageError: there is none.
+    """
+    own, spare = cache_folder() / "devices", Path(tempfile.gettempdir()) / f"csip-devices-{os.getuid()}"
+    problems = []
+    for folder in (own, spare):
+        try:
+            folder.mkdir(mode=0o700 if folder is spare else 0o777, parents=True, exist_ok=True)
+            if folder is spare:
+                _refuse_others(folder)
+            place = folder / _machine()
+            place.mkdir(exist_ok=True)
+            with (place / "try").open("a+") as file, suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            problems.append(f"{folder} ({error.strerror})")
+            continue
+        _sweep(folder, place)
+        return place
+    raise StageError(
+        f"Locks of devices: no file can be locked in {' nor in '.join(problems)}. Expected a folder on a local disk "
+        "that this user can write; set CSIP_CACHE to one."
+    )
+
+
+def _machine() -> str:
+    """Name the machine, whatever container this is: by what its kernel drew when it started, or by its name."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _refuse_others(folder: Path) -> None:
+    # Everybody may write where it lies: what somebody else put there could lead our writing elsewhere.
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise StageError(
+            f"{folder}: found a folder of another user, or a link, expected one of this user's own for the locks "
+            "of devices. Set CSIP_CACHE to a folder that this user can write."
+        )
+
+
+def _sweep(folder: Path, place: Path) -> None:
+    """Remove what machines left that are off: folders where nothing was touched for a month and nothing is locked."""
+    for other in folder.iterdir():
+        with suppress(OSError):
+            files = [] if other == place or other.is_symlink() else [other, *other.iterdir()]
+            long_ago = time.time() - _SECONDS_KEPT
+            if files and all(file.stat().st_mtime < long_ago for file in files) and not any(map(_locked, files[1:])):
+                shutil.rmtree(other)
+
+
+def _locked(path: Path) -> bool:
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextmanager
@@ -111,7 +170,7 @@ def _lock(slots: list[tuple[str, Path]], name: str, tell: Callable[[str], None])
     told = False
     while True:
         for device, path in slots:
-            lock = path.open("a+", encoding="utf-8")
+            lock = _open(path)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -129,6 +188,16 @@ def _lock(slots: list[tuple[str, Path]], name: str, tell: Callable[[str], None])
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
+def _open(path: Path) -> IO[str]:
+    try:
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StageError(
+            f"{path}: this device's lock cannot be opened ({error.strerror}). Expected a file that this user can "
+            "write: mend its permissions, or set CSIP_CACHE to a folder of this user's own."
+        ) from error
+
+
 def _holders(slots: list[tuple[str, Path]]) -> str:
     """Say who holds the devices, as far as they have written it down."""
     told = []
@@ -142,14 +211,17 @@ def _holders(slots: list[tuple[str, Path]]) -> str:
 
 
 def _physical(device: str) -> str:
-    """Name a device as the machine knows it, whatever part of the machine this process was shown."""
+    """Name a device as the machine knows it, whatever part of the machine this process was shown, and how."""
     kind, _, index = device.partition(":")
-    if not index:
-        return kind
+    return f"{kind}-{device_uuid(device) or _shown_as(index)}" if index else kind
+
+
+def _shown_as(index: str) -> str:
+    """Say by which word a process may be shown a CUDA device: as it was shown to this one."""
     shown = os.environ.get(_VISIBLE, "").split(",")
-    return f"{kind}-{shown[int(index)].strip() if int(index) < len(shown) and shown[int(index)] else index}"
+    return shown[int(index)].strip() if int(index) < len(shown) and shown[int(index)] else index
 
 
 def _shown_alone(device: str) -> dict[str, str]:
     """Show a process one CUDA device alone; it is then its first."""
-    return {_VISIBLE: _physical(device).partition("-")[2]}
+    return {_VISIBLE: _shown_as(device.partition(":")[2])}

@@ -1,5 +1,7 @@
 """Who may use which device of a machine, and who has to wait."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -7,16 +9,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from csip import tables
 from csip.config import RuntimeConfig
-from csip.errors import CsipError
+from csip.errors import CsipError, StageError
 from flows.devices import held
 from flows.stage import stage
 
 HERE = Path(__file__).parent
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 CPU, AUTO = RuntimeConfig(device="cpu"), RuntimeConfig()
 
 
@@ -109,6 +113,88 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_work(cache, monkeypatc
         stack.enter_context(held("pose", CPU, 1, "1", refuse_to_wait))
         with pytest.raises(WaitedError):
             stack.enter_context(held("pose", CPU, 1, "2", refuse_to_wait))
+
+
+def test_a_disk_that_knows_no_locks_does_not_stop_the_work(cache, monkeypatch, tmp_path):
+    """As a home on some network disks."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    whole = fcntl.flock
+
+    def flock(file, how):
+        if Path(file.name).is_relative_to(cache):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        whole(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held("pose", CPU, 1, "1", refuse_to_wait):
+        with pytest.raises(WaitedError):
+            held("pose", CPU, 1, "2", refuse_to_wait).__enter__()
+        assert list((tmp_path / "tmp").rglob("pose-cpu-0"))
+
+
+def test_a_folder_that_is_there_and_cannot_be_written_does_not_stop_the_work(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    # Root may write everywhere; what nobody can open as a file is a folder.
+    (cache / "devices" / BOOT / "try").mkdir(parents=True)
+    with held("pose", CPU, 1, "1", refuse_to_wait), pytest.raises(WaitedError):
+        held("pose", CPU, 1, "2", refuse_to_wait).__enter__()
+
+
+def test_where_nothing_can_be_locked_it_says_where_it_tried(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def flock(file, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    told = rf"no file can be locked in {cache}/devices \(Function not implemented\) nor in {tmp_path}/csip-devices"
+    with pytest.raises(StageError, match=told):
+        held("pose", CPU, 1, "1", refuse_to_wait).__enter__()
+
+
+def test_two_containers_with_one_cache_wait_for_each_other(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "3f2a9c0d1e5b")
+    with held("pose", CPU, 1, "the first", refuse_to_wait):
+        monkeypatch.setattr("socket.gethostname", lambda: "77ab20c41e99")
+        with pytest.raises(WaitedError, match="used by the first"):
+            held("pose", CPU, 1, "the second", refuse_to_wait).__enter__()
+
+
+def test_two_machines_with_one_cache_do_not(monkeypatch, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(f"{name}-boot\n")
+    monkeypatch.setattr("flows.devices._BOOT_ID", tmp_path / "one")
+    with held("pose", CPU, 1, "the first", refuse_to_wait):
+        monkeypatch.setattr("flows.devices._BOOT_ID", tmp_path / "two")
+        with held("pose", CPU, 1, "the second", refuse_to_wait) as device:
+            assert not device.waited
+
+
+def test_a_device_is_one_however_it_is_shown(monkeypatch):
+    card = SimpleNamespace(uuid="8b1f3c52-0000-4000-8000-000000000001")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
+    with held("pose", AUTO, 1, "by its number", refuse_to_wait):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8b1f")
+        with pytest.raises(WaitedError, match="used by by its number"):
+            held("pose", AUTO, 1, "by its name", refuse_to_wait).__enter__()
+
+
+def test_what_machines_left_that_are_off_is_swept_up_and_nothing_else(cache):
+    folders = {name: cache / "devices" / name for name in ("old", "old but in use", "young")}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        (folder / "pose-cpu-0").write_text("{}")
+        if name != "young":
+            os.utime(folder / "pose-cpu-0", (0, 0))
+            os.utime(folder, (0, 0))
+    with (folders["old but in use"] / "pose-cpu-0").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with held("pose", CPU, 1, "1", refuse_to_wait):
+            pass
+    assert {path.name for path in (cache / "devices").iterdir()} == {"old but in use", "young", BOOT}
 
 
 @pytest.mark.parametrize("planted", ["link", "folder of another user"])
