@@ -13,29 +13,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flows import environment
 from flows.dispatch import UsageError
 from flows.usage import make_parser
 
 _SECONDS_TO_LEAVE = 3.0
 
-# Read by Prefect when it is imported, so they are set before. All can be overridden from outside.
-_ENVIRONMENT = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # The command line prints a user's error itself, once, without a traceback.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_FLOW_RUNS_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_TASK_RUNS_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
-    # Prefect gives its temporary server 20 seconds; a busy machine needs more.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-}
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and give its exit code."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    environment.prepare()
     parser = make_parser()
     args = parser.parse_args(argv)
     from csip.errors import CsipError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect import tags
 from prefect.task_runners import ThreadPoolTaskRunner
 from rich.text import Text
 
@@ -35,6 +36,7 @@ from flows.ablate_csip import ROWS, Ablated, ablate_csip
 from flows.build_skeletons import build_skeletons
 from flows.child import raised_by
 from flows.evaluate_csip import evaluate_csip
+from flows.lost import TAG
 from flows.recipes import RECIPES, SKELETONS_ALONE
 from flows.results import losses, result_values, tell_means, tell_results, tell_stage, tell_stages
 from flows.train_csip import TrainedAll, train_csip
@@ -52,7 +54,7 @@ def _watched(*, quiet: bool) -> Iterator[None]:
         ServerError: Prefect's server cannot be reached, or its temporary one does not start.
     """
     try:
-        with terminal.progress_bars(quiet=quiet):
+        with terminal.progress_bars(quiet=quiet), tags(TAG):
             yield
     except (RuntimeError, httpx.HTTPError) as error:
         if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from prefect import Flow
 from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import StateType
 from prefect.deployments.runner import RunnerDeployment
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import (
@@ -31,13 +29,12 @@ from csip import config
 from csip.config import Experiment
 from csip.plain import to_plain
 from flows.build_skeletons import PUBLISHED, build_skeletons
+from flows.environment import of_runs
 from flows.evaluate_csip import evaluate_csip
+from flows.lost import AGAIN, FOUND, LOST, TAG, watch_over_runs
 from flows.train_csip import train_csip
 
-LOST = "csip: runs whose worker is gone are crashed"
 CHAINED = "csip: train-csip after build-skeletons"
-HEARTBEAT_SECONDS = 30
-_SILENCE_SECONDS = 95
 _PLUGIN = "csip"
 _EVALUATED = ("data", "embed", "evaluate", "skeleton", "runtime")
 
@@ -98,7 +95,7 @@ def deploy(plan: Plan) -> Deployed:
         (evaluate_csip, {"checkpoint": "", "snapshot": "", "store": store, **sections}),
     ]
     ids = {flow.name: _deploy(flow, parameters, pool) for flow, parameters in flows}
-    automations = [_crash_the_lost()]
+    automations = watch_over_runs()
     if plan.chained:
         automations.append(_train_after_builds(ids[train_csip.name]))
     _renew(automations)
@@ -129,9 +126,9 @@ def _deploy(flow: Flow[Any, Any], parameters: dict[str, Any], pool: str) -> Any:
         name=flow.name,
         parameters=parameters,
         work_pool_name=pool,
-        tags=["csip"],
+        tags=[TAG],
         entrypoint_type=EntrypointType.MODULE_PATH,
-        job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}},
+        job_variables={"env": of_runs()},
     )
     schema = made._parameter_openapi_schema
     for name, definition in schema.definitions.items():
@@ -147,31 +144,6 @@ def _describe(definition: dict[str, Any], section: Any) -> None:
         if name in told:
             property_["description"] = " ".join(told[name].split())
     definition["description"] = text.partition("Attributes:")[0].strip()
-
-
-def _crash_the_lost() -> Automation:
-    """Make a rule: a flow run that has sent a heartbeat, and then neither another one nor a change of state."""
-    return Automation(
-        name=LOST,
-        description="The worker or its machine died: a run of that deployment again does what is left.",
-        trigger=EventTrigger(
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=_SILENCE_SECONDS),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                name=None,
-                force=False,
-                state=StateType.CRASHED,
-                message=f"No heartbeat for {_SILENCE_SECONDS} s: its process, worker or machine is gone. Run it again.",
-            )
-        ],
-    )
 
 
 def _train_after_builds(training: Any) -> Automation:
@@ -202,7 +174,7 @@ def _train_after_builds(training: Any) -> Automation:
 def _renew(automations: list[Automation]) -> None:
     """Create our automations, change those that are there already, and remove one that is not asked for any more."""
     with get_client(sync_client=True) as client:
-        there = {name: client.read_automations_by_name(name) for name in (LOST, CHAINED)}
+        there = {name: client.read_automations_by_name(name) for name in (LOST, FOUND, AGAIN, CHAINED)}
         for automation in automations:
             found = there.pop(automation.name)
             if found:

@@ -14,7 +14,8 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 
 from csip.errors import CsipError
-from flows.worker import environment, start
+from flows.environment import of_programs
+from flows.worker import start
 
 HOST = "127.0.0.1"
 _QUIET = {
@@ -78,7 +79,7 @@ def server_environment(port: int) -> dict[str, str]:
     """Give the environment of a server on this port and of who talks to it: the user's own, without telemetry."""
     # Else the UI would call port 4200, whatever port its server has.
     own = {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_API_PORT": str(port)}
-    return _QUIET | environment() | own
+    return _QUIET | of_programs() | own
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -43,6 +43,7 @@ from csip.types import Output, Progress, Stage, TableRef
 from flows.artifacts import show_outcome
 from flows.child import REQUEST, call, run_stage
 from flows.devices import Held, Work, held
+from flows.lost import refuse_endless_returns
 from flows.progress import Reporter, if_reachable, library_log, passing_on
 from flows.together import child_environment, end, torchrun
 
@@ -124,6 +125,7 @@ def _run(function: Any, store: str, given: dict[str, Any], *, work: Work | None,
     key = digest(name, inputs, source)
     kind = get_args(get_type_hints(function)["return"])[2]
     logger = get_run_logger()
+    refuse_endless_returns()
     tables.prepare_store(store)
     if cached and (known := _done_before(store, key)) is not None:
         return _give_again(known, store, kind, logger)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from types import FrameType
 
 from csip.errors import CsipError
+from flows.environment import of_programs
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -49,7 +50,7 @@ def work(pool: str, at_once: int, *, healthcheck: bool) -> None:
 
     # Prefect's worker stops by SIGINT, which a shell's background jobs ignore, and so would their children.
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    worker = start("prefect", words, environment())
+    worker = start("prefect", words, of_programs())
     for number in before:
         signal.signal(number, stop)
     try:
@@ -69,11 +70,6 @@ def start(module: str, words: list[str], settings: dict[str, str]) -> subprocess
     return subprocess.Popen(
         [sys.executable, "-m", module, *words], env=settings, start_new_session=True, stdout=sys.stderr
     )
-
-
-def environment() -> dict[str, str]:
-    """Give the user's environment, without what the command line sets for its own quiet terminal."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_HANDLERS_")}
 
 
 def _adopt_orphans() -> None:

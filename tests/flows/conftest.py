@@ -17,12 +17,12 @@ import pytest
 
 import csip
 from csip import tables
-from flows.__main__ import _ENVIRONMENT, main
+from flows import environment
+from flows.__main__ import main
 from tests.browser import Browser, find_chromium
 
 # As the command line does: before Prefect is imported.
-for _name, _value in _ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
+environment.prepare()
 # The tests call tasks outside of flows, too.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 

@@ -14,7 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
 from csip.plain import to_plain
-from flows.deploy import CHAINED, LOST, Plan, deploy
+from flows.deploy import CHAINED, Plan, deploy
+from flows.lost import AGAIN, FOUND, LOST
 from flows.prefect_plugin import spell_out
 from flows.recipes import RECIPES
 
@@ -64,9 +65,10 @@ def read(name):
 def test_deploying_again_changes_what_is_there_and_makes_nothing_twice(deployed):
     with get_client(sync_client=True) as client:
         assert client.read_work_pool("pool-a").type == "process"
-        assert [len(client.read_automations_by_name(name)) for name in (LOST, CHAINED)] == [1, 1]
+        names = (LOST, FOUND, AGAIN, CHAINED)
+        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", False))
-        assert [len(client.read_automations_by_name(name)) for name in (LOST, CHAINED)] == [1, 0]
+        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 0]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
 
 
@@ -85,7 +87,8 @@ def test_a_deployment_knows_what_to_run_where_it_is_told_nothing(deployed):
     assert evaluate.parameters["evaluate"]["ranks"] == [1, 5, 10], "the demo's, not everybody's"
     for one in (build, train, evaluate):
         assert one.work_pool_name == "pool-a"
-        assert one.job_variables["env"] == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+        # A worker that Prefect itself starts has none of our commands' environment.
+        assert one.job_variables["env"] == {"DO_NOT_TRACK": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 
 
 def test_every_field_of_the_forms_says_what_it_is(deployed):

@@ -1,0 +1,124 @@
+"""Runs whose worker, process or machine is gone: how Prefect's server notices, and how they come back.
+
+A run sends a heartbeat every 30 seconds. One that sends none for 95 becomes *Lost*, a crashed state. If it is heard
+again, since the network or the server was away and not the run, it is running again. If it is not, and a deployment of
+ours made it, it is handed to a worker once more, where it goes on from what is committed.
+
+Where a run that lives is not heard for so long that it is handed out, two processes do one run. That costs time and
+nothing else: on one machine the second waits for the device (`flows.devices`) and finds the work done, and on two
+machines both write the same rows under the same keys, and the same weights under the same name.
+"""
+
+from __future__ import annotations
+
+import functools
+from datetime import timedelta
+from typing import Literal
+from uuid import UUID
+
+from prefect import runtime
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+
+from csip.errors import StageError
+
+TAG = "csip"
+"""What every run of our flows is tagged with: on a server that others use, too, theirs are left alone."""
+
+LOST = "csip: runs whose worker is gone are crashed"
+FOUND = "csip: lost runs that are heard again go on"
+AGAIN = "csip: lost runs are run again"
+SILENCE_SECONDS = 95
+# Prefect looks at what did not happen a minute after its time is over: here after two minutes, or four heartbeats.
+_PATIENCE_SECONDS = 60
+_HANDED_OUT_AFTER = _PATIENCE_SECONDS + 60
+_HANDED_OUT = "Lost, and not heard since: a worker goes on with it."
+MOST_RETURNS = 3
+"""How often a run is handed out again."""
+
+_HEARTBEAT, _IS_LOST, _ANYTHING = "prefect.flow-run.heartbeat", "prefect.flow-run.Lost", "prefect.flow-run.*"
+
+
+def watch_over_runs() -> list[Automation]:
+    """Make the rules by which runs are lost, found, and run again."""
+    lost = _become(
+        StateType.CRASHED,
+        "Lost",
+        f"No heartbeat for {SILENCE_SECONDS} s: its process, worker or machine is gone, or cannot be heard. It goes on "
+        "when it is heard again. If it is not, a run of a deployment is given to a worker in some minutes; run any "
+        "other again.",
+    )
+    found = _become(StateType.RUNNING, None, "It was away; it is heard again.")
+    again = _become(StateType.SCHEDULED, "AwaitingRetry", _HANDED_OUT)
+    # No longer than until it is handed out: a heartbeat after that may be the other process's.
+    soon = _HANDED_OUT_AFTER - 10
+    return [
+        _rule(LOST, lost, _trigger(Posture.Proactive, _HEARTBEAT, _ANYTHING, SILENCE_SECONDS)),
+        _rule(FOUND, found, _trigger(Posture.Reactive, _IS_LOST, _HEARTBEAT, soon)),
+        _rule(AGAIN, again, _trigger(Posture.Proactive, _IS_LOST, _ANYTHING, _PATIENCE_SECONDS, deployed=True)),
+    ]
+
+
+def _become(kind: StateType, name: str | None, message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=kind, name=name, force=False, message=message)
+
+
+def _rule(name: str, action: ChangeFlowRunState, trigger: EventTrigger) -> Automation:
+    return Automation(name=name, description=action.message or "", trigger=trigger, actions=[action])
+
+
+def _trigger(
+    posture: Literal[Posture.Reactive, Posture.Proactive],
+    after: str,
+    expect: str,
+    seconds: int,
+    *,
+    deployed: bool = False,
+) -> EventTrigger:
+    """Say when a rule holds for a run of ours: one event, and then another one within some seconds, or none."""
+    related: list[dict[str, str | list[str]]] = [
+        {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+    ]
+    if deployed:
+        related.append({"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"})
+    return EventTrigger(
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related=[*related],
+        for_each={"prefect.resource.id"},
+        after={after},
+        expect={expect},
+        posture=posture,
+        threshold=1,
+        within=timedelta(seconds=seconds),
+    )
+
+
+def refuse_endless_returns() -> None:
+    """Give up a run that is lost again and again: whatever kills it would kill the next one, too.
+
+    Raises:
+        StageError: it was handed out too often.
+    """
+    run = runtime.flow_run.id
+    if run and runtime.flow_run.run_count > 1:
+        _look_at_returns(run)
+
+
+@functools.cache
+def _look_at_returns(run: str) -> None:
+    """Look once in a process; a run that is refused is looked at again."""
+    with get_client(sync_client=True) as client:
+        states = sorted(client.read_flow_run_states(UUID(run)), key=lambda state: state.timestamp)
+    returns = 0
+    for state in states:
+        if state.is_scheduled():
+            # Whoever runs it again by hand has the whole number before them.
+            returns = returns + 1 if state.message == _HANDED_OUT else 0
+    if returns > MOST_RETURNS:
+        raise StageError(
+            f"This run has lost its worker {returns} times, expected {MOST_RETURNS} at most: that is no accident. What "
+            "is committed stays. Look at the machines' memory and logs, and run it again when the cause is mended."
+        )
