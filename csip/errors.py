@@ -34,6 +34,10 @@ class StoreBusyError(StoreError):
     """Other writers came before every time; another attempt may succeed."""
 
 
+class StorageFaultError(StoreError):
+    """The store's disk or network failed as it does for a while; another attempt may succeed."""
+
+
 class SchemaMismatchError(StoreError):
     """A table's columns are not those that this version of the code reads and writes."""
 

@@ -22,6 +22,7 @@ from csip.store.columns import (
     vectors_array,
     vectors_column,
 )
+from csip.store.faults import may_pass
 from csip.store.fragments import Fragments, FragmentWriter, commit_fragments, delete_rows
 from csip.store.reading import Rows, count, described, read, stream, stream_tracklets
 from csip.store.records import (
@@ -90,6 +91,7 @@ __all__ = [
     "keypoints_column",
     "list_tags",
     "list_versions",
+    "may_pass",
     "newest_snapshot",
     "now",
     "open_snapshot",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from csip import ranks, tables
-from csip.errors import CsipError, StageError
+from csip.errors import CsipError, StageError, StorageFaultError
 from csip.plain import from_plain, to_plain
 from csip.source import source_digest
 from csip.types import Outcome, Output, Progress, Stage
@@ -154,6 +154,12 @@ def main() -> int:
         return 3
     except (StoppedError, BrokenPipeError):
         return STOPPED
+    except OSError as error:
+        if not tables.may_pass(error):
+            raise
+        logging.getLogger(__name__).exception("%s", name)
+        _write(manifest, {"error": StorageFaultError.__name__, "message": f"{name}: {error}."})
+        return 3
     if os.environ.get("RANK", "0") == "0":
         _write(manifest, result)
     return 0

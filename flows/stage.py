@@ -49,7 +49,7 @@ from flows.together import child_environment, end, torchrun
 
 RETRY_SECONDS = (10.0, 60.0)
 """How long a task waits before each further attempt, where what went wrong may pass."""
-_PASSING = (errors.ProcessLostError, errors.StoreBusyError)
+_PASSING = (errors.ProcessLostError, errors.StoreBusyError, errors.StorageFaultError)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,6 +90,7 @@ def stage(
     run.__name__ = name
     run.__doc__ = function.__doc__
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+
     made = _StageTask(
         run,
         name=name,
@@ -104,8 +105,9 @@ def stage(
 
 
 def _may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell whether another attempt may succeed: after a lost process or a busy store, never after a bad input."""
-    return isinstance(state.result(raise_on_failure=False), _PASSING)
+    """Tell whether another attempt may succeed: after a lost process, or a store that is busy or away for a while."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, _PASSING) or (isinstance(error, OSError) and tables.may_pass(error))
 
 
 class _StageTask(Task[Any, Any]):

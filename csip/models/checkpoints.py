@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -22,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from csip import ranks
+from csip import ranks, tables
 from csip.config import ClipConfig, ModelConfig, PrototypeChoice
-from csip.errors import CheckpointError
+from csip.errors import CheckpointError, CsipError, StorageFaultError
 from csip.files import digest_file
 from csip.joints import LAYOUTS
 from csip.models.image_encoder import ImageEncoder, load_image_weights
@@ -213,13 +214,20 @@ def save_checkpoint(model: nn.Module, header: CheckpointHeader[SpecT], folder: P
     return CheckpointRef(str(path), sha)
 
 
+def kind_of(error: Exception) -> type[CsipError]:
+    """Tell what it is that a checkpoint's file cannot be read or written: a fault that may pass, or not."""
+    return StorageFaultError if tables.may_pass(error) else CheckpointError
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, past a power cut too.
 
     Raises:
         CheckpointError: the folder or the file cannot be written.
+        StorageFaultError: the same, and it may pass by itself.
     """
-    part = path.parent / f".{path.name}-{os.getpid()}.part"
+    # Not by the process's number: in another container, or on another machine, somebody may have the same.
+    part = path.parent / f".{path.name}-{uuid.uuid4().hex}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
@@ -230,7 +238,7 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             part.unlink(missing_ok=True)
-        raise CheckpointError(
+        raise kind_of(error)(
             f"Checkpoint {path}: {len(content)} bytes could not be written ({error}). Free space or mend the "
             "permissions, and run the same command again."
         ) from error
@@ -253,12 +261,13 @@ def read_header(path: Path) -> CheckpointHeader[ModelSpec] | CheckpointHeader[Sk
 
     Raises:
         CheckpointError: it cannot be read, or is none of ours.
+        StorageFaultError: it cannot be read, which may pass by itself.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
+        raise kind_of(error)(
             f"Checkpoint {path}: cannot be read ({error}). Expected a .safetensors file that `csip train-csip` wrote."
         ) from error
     if _FORMAT not in metadata:

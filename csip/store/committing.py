@@ -12,7 +12,8 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.schema import LanceSchema
 
-from csip.errors import StoreBusyError, StoreError
+from csip.errors import StoreBusyError
+from csip.store.faults import store_error
 from csip.store.versions import check_schema, open_current, why
 from storage_schemas import TABLES
 from storage_schemas.fields import SCHEMA_VERSION, default, key_names, since
@@ -41,17 +42,18 @@ def commit(uri: str, what: str, attempt: Callable[[], T]) -> T:
         attempt: opens the newest version, and commits on it.
 
     Raises:
-        StoreError: it cannot be written; the table is as it was.
+        StoreError: it cannot be written; the table is as it was. A `StorageFaultError` may pass by itself.
         StoreBusyError: others came before every time; the table is as it was.
     """
     for number in range(_ATTEMPTS):
         try:
             return attempt()
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             if not preempted(error):
-                raise StoreError(
+                raise store_error(
                     f"{uri}: {what} could not be written ({why(error)}). The table is as it was; free space or mend "
-                    "the permissions and run the same command again."
+                    "the permissions and run the same command again.",
+                    error,
                 ) from error
             last = error
         # By chance, so that those who met do not meet again.

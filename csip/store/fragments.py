@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
-from csip.errors import StoreError
 from csip.store.committing import commit, commit_fragments_as, open_for_writing
+from csip.store.faults import store_error
 from csip.store.upkeep import FRAGMENT_BYTES, FRAGMENT_ROWS
 from csip.store.versions import table_uri, why
 from csip.store.writing import check_keys, check_rows
@@ -111,9 +111,10 @@ class FragmentWriter:
                 max_bytes_per_file=FRAGMENT_BYTES,
             )
         except OSError as error:
-            raise StoreError(
+            raise store_error(
                 f"{self._dataset.uri}: {len(rows)} rows could not be written ({why(error)}). The table is as it was; "
-                "free space or mend the permissions and run the same command again."
+                "free space or mend the permissions and run the same command again.",
+                error,
             ) from error
         self._parts += [json.dumps(part.to_json()) for part in written]
 
@@ -176,9 +177,10 @@ def _read_keys(uri: str, name: str, fragments: Sequence[FragmentMetadata]) -> pa
         try:
             found = LanceFileReader(f"{uri}/data/{file.path}", columns=names).read_all().to_table()
         except (OSError, ValueError) as error:
-            raise StoreError(
+            raise store_error(
                 f"{uri}: the fragment {file.path} cannot be read ({why(error)}). Fragments are cleaned up 7 days after "
-                "they were written; run the same command again from its beginning."
+                "they were written; run the same command again from its beginning.",
+                error,
             ) from error
         tables.append(found.select(names).cast(tables[0].schema))
     return pa.concat_tables(tables)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from csip.errors import StoreError
+from csip.store.faults import store_error
 from csip.store.versions import View, open_version, why
 from csip.types import TableRef
 from storage_schemas.fields import key_names
@@ -55,9 +55,10 @@ def _reading(ref: TableRef) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(
+        raise store_error(
             f"{ref.uri} version {ref.version}: cannot be read ({why(error)}). Restore the table's files from a copy, "
-            "or build into a new store; `csip verify` says what else is missing."
+            "or build into a new store; `csip verify` says what else is missing.",
+            error,
         ) from error
 
 

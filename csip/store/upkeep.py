@@ -15,6 +15,7 @@ from lance.optimize import Compaction, CompactionOptions
 
 from csip.errors import StoreError
 from csip.store.committing import commit, preempted
+from csip.store.faults import store_error
 from csip.store.versions import open_current, open_version, table_uri, why
 from csip.types import TableRef
 
@@ -156,9 +157,10 @@ def merge_small(ref: TableRef) -> None:
         _merge(dataset, options)
     except (OSError, CommitConflictError) as error:
         if not preempted(error):
-            raise StoreError(
+            raise store_error(
                 f"{ref.uri}: its many small files cannot be merged ({why(error)}). What was committed stays; free "
-                "space or mend the permissions, and run the same command again."
+                "space or mend the permissions, and run the same command again.",
+                error,
             ) from error
 
 

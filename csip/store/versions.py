@@ -10,7 +10,8 @@ from pathlib import Path
 import lance
 import pyarrow as pa
 
-from csip.errors import SchemaMismatchError, StoreError
+from csip.errors import SchemaMismatchError, StorageFaultError, StoreError
+from csip.store.faults import store_error
 from csip.types import TableRef
 from storage_schemas import TABLES
 from storage_schemas.fields import FIRST_VERSION, SCHEMA_VERSION, at_version, default, key_names, since, version_of
@@ -72,9 +73,10 @@ def try_open(uri: str) -> lance.LanceDataset | None:
     except (ValueError, OSError) as error:
         if isinstance(error, ValueError) and "not found" in str(error):
             return None
-        raise StoreError(
+        raise store_error(
             f"Table {uri}: cannot be opened ({why(error)}). Restore it, or build into a new store; of object storage, "
-            "look at the address and the AWS_* variables, too."
+            "look at the address and the AWS_* variables, too.",
+            error,
         ) from error
 
 
@@ -139,18 +141,25 @@ def open_version(ref: TableRef, *, read_across: int | None = None) -> lance.Lanc
     try:
         dataset = lance.dataset(ref.uri, version=ref.version, block_size=read_across)
     except (ValueError, OSError) as error:
-        raise StoreError(
+        raise store_error(
             f"{ref.uri}: version {ref.version} cannot be opened ({why(error)}). It may have been cleaned up; "
-            "build the snapshot again."
+            "build the snapshot again.",
+            error,
         ) from error
     check_schema(dataset, ref.uri)
     return dataset
 
 
 def exists(ref: TableRef) -> bool:
-    """Tell whether a pinned version still opens."""
+    """Tell whether a pinned version still opens.
+
+    Raises:
+        StorageFaultError: the store cannot be asked just now.
+    """
     try:
         open_version(ref)
+    except StorageFaultError:
+        raise
     except StoreError:
         return False
     return True

@@ -11,6 +11,7 @@ from lance.commit import CommitConflictError
 
 from csip.errors import SchemaMismatchError, StoreError
 from csip.store.committing import commit, open_for_writing
+from csip.store.faults import store_error
 from csip.store.upkeep import merge_small
 from csip.store.versions import is_address, table_uri, try_open, why
 from csip.types import TableRef
@@ -33,9 +34,10 @@ def prepare_store(store: str) -> None:
                 _create(table_uri(store, name), schema)
             open_for_writing(store, name)
     except OSError as error:
-        raise StoreError(
+        raise store_error(
             f"Store {store}: cannot be written ({why(error)}). Expected a folder that this user may write to, or "
-            "s3://BUCKET/PREFIX; name another with --store or CSIP_STORE."
+            "s3://BUCKET/PREFIX; name another with --store or CSIP_STORE.",
+            error,
         ) from error
 
 

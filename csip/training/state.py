@@ -6,6 +6,7 @@ position are all it takes: a run that was killed and started again gives the sam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 
 from csip import ranks, tables
 from csip.errors import CheckpointError
-from csip.models.checkpoints import CheckpointHeader, SpecT, save_checkpoint, write_whole
+from csip.models.checkpoints import CheckpointHeader, SpecT, kind_of, save_checkpoint, write_whole
 from csip.plain import digest, from_plain, to_plain
 from csip.training.optim import Adam
 from csip.types import CheckpointRef, Output, Progress, Snapshot
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "csip-training-1"
+_SECONDS_TO_WRITE = 3600  # more than any state takes
 
 
 @dataclass(slots=True)
@@ -111,12 +113,18 @@ class Training:
         if self.path.is_file() and self._load():
             at = self.at
             _LOG.info("%s goes on after epoch %d, batch %d.", self.stage, at.epoch - 1, at.batch)
-        for part in self.path.parent.glob(f".{self.path.name}-*.part"):
-            if ranks.rank() == 0:
-                part.unlink(missing_ok=True)
+        if ranks.rank() == 0:
+            self._sweep()
         self._clips_before, self._begun = self.at.clips, time.monotonic()
         for epoch, values in enumerate(self.at.history, start=1):
             yield Progress(self.stage, epoch, self.epochs, "epochs", values)
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left half done, and nothing that another process may be writing now."""
+        for part in self.path.parent.glob(f".{self.path.name}-*.part"):
+            with contextlib.suppress(FileNotFoundError):  # whole by now
+                if part.stat().st_mtime < time.time() - _SECONDS_TO_WRITE:
+                    part.unlink()
 
     @property
     def resumed(self) -> bool:
@@ -203,7 +211,7 @@ class Training:
                 header = json.loads((file.metadata() or {})[_FORMAT])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise CheckpointError(
+            raise kind_of(error)(
                 f"{self.stage}: the state of the training that was left cannot be read ({error}). {advice}"
             ) from error
         if header.get("source") != self._source:

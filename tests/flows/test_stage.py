@@ -1,6 +1,7 @@
 """What makes a cached stage stale and what does not; and what a child process may do to the flow it works for."""
 
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -15,7 +16,14 @@ import pytest
 
 from csip import source, tables
 from csip.config import EmbedConfig, PretrainConfig, RuntimeConfig, SplitConfig, ValidateConfig
-from csip.errors import ProcessLostError, StageError, StoreBusyError, StoreError, TooLittleDataError
+from csip.errors import (
+    ProcessLostError,
+    StageError,
+    StorageFaultError,
+    StoreBusyError,
+    StoreError,
+    TooLittleDataError,
+)
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.types import EmbeddingsRef, FileRef, Output, TableRef
 from flows.progress import LISTENER
@@ -255,7 +263,9 @@ def test_a_child_that_is_killed_from_outside_is_tried_again_and_goes_on(toys, st
     ("how", "error", "attempts"),
     [
         *(("kill", ProcessLostError, 3), ("exit", StageError, 1), ("user", StoreError, 1)),
+        *(("ESTALE", StorageFaultError, 3), ("ENOSPC", StageError, 1)),
         pytest.param("busy", StoreBusyError, 3, marks=pytest.mark.slow),
+        pytest.param("fault", StorageFaultError, 3, marks=pytest.mark.slow),
     ],
 )
 def test_only_what_may_pass_is_tried_again(toys, store, tmp_path, how, error, attempts):
@@ -263,6 +273,14 @@ def test_only_what_may_pass_is_tried_again(toys, store, tmp_path, how, error, at
     with pytest.raises(error) as caught:
         stage(toys.die, work="training", cached=False)(store, how, str(mark), RuntimeConfig(device="cpu"))
     assert type(caught.value) is error
+    assert len(mark.read_text().split()) == attempts
+
+
+@pytest.mark.parametrize(("what", "attempts"), [(errno.EIO, 3), (errno.EROFS, 1)])
+def test_what_the_system_says_in_the_flows_own_process_is_told_apart_too(toys, store, tmp_path, what, attempts):
+    mark = tmp_path / "mark"
+    with pytest.raises(OSError, match=errno.errorcode[what]):
+        stage(toys.die, work=None, cached=False)(store, errno.errorcode[what], str(mark), RuntimeConfig(device="cpu"))
     assert len(mark.read_text().split()) == attempts
 
 

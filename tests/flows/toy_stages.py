@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from csip import ranks, tables
 from csip.config import EmbedConfig, RuntimeConfig, SplitConfig
 from csip.device import resolve_device
-from csip.errors import StoreBusyError, StoreError, TooLittleDataError
+from csip.errors import StorageFaultError, StoreBusyError, StoreError, TooLittleDataError
 from csip.types import EmbeddingsRef, FileRef, Outcome, Output, Progress, Stage, TableRef
 
 
@@ -100,6 +101,10 @@ def die(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileR
         first = len(attempts.read().split()) == 1
     if how == "busy":
         raise StoreBusyError("Others came before.")
+    if how == "fault":
+        raise StorageFaultError("The disk is away.")
+    if how in errno.errorcode.values():
+        raise OSError(getattr(errno, how), how)
     if how == "user":
         raise StoreError("There is no such store.")
     if how == "kill once" and not first:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -145,10 +146,15 @@ def test_what_a_killed_writer_left_half_done_is_swept_up(begin, out):
     (state,) = states(out)
     left = state.parent / f".{state.name}-12345.part"
     left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    # On another machine somebody does the same training, and writes just now.
+    writing = state.parent / f".{state.name}-67890.part"
+    writing.write_bytes(b"half")
     others = state.parent / ".stage9-abc.state-12345.part"
     others.write_bytes(b"another training's")
     next(begin("stage1"))
     assert not left.exists()
+    assert writing.exists()
     assert others.exists()
 
 
