@@ -184,6 +184,7 @@ class Progress:
     Attributes:
         stage: the stage's name, the same in every record of a run.
         done: units finished.
+        part: share of the next unit that is done, 0 to 1.
         total: units there are in all; 0 where that is unknown.
         unit: what is counted, in the plural ("frames", "epochs").
         values: figures worth showing beside the bar (losses, rates).
@@ -196,6 +197,7 @@ class Progress:
     unit: str
     values: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    part: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Reporter:
         self._heard = True
         self._begun = time.monotonic()
         self._sent = float("-inf")
-        self._first: tuple[float, int] | None = None
+        self._first: tuple[float, float] | None = None
 
     def __call__(self, record: Progress) -> None:
         """Pass one record on."""
@@ -76,7 +76,7 @@ class Reporter:
         if now - self._sent < min(pause, _MOST_SECONDS_BETWEEN_UPDATES) or not record.total:
             return
         self._sent = now
-        self._send(100 * record.done / record.total, _describe(record) + self._left(record))
+        self._send(100 * (record.done + record.part) / record.total, _describe(record) + self._left(record))
 
     def warn(self, text: str) -> None:
         """Tell the listener something that is no progress."""
@@ -90,13 +90,13 @@ class Reporter:
 
     def _left(self, record: Progress) -> str:
         """Estimate the time left from the speed so far; what a resumed stage had done before is no part of it."""
-        now = time.monotonic()
+        now, done = time.monotonic(), record.done + record.part
         if self._first is None:
-            self._first = (now, record.done)
+            self._first = (now, done)
         begun, before = self._first
-        if record.done <= before:
+        if done <= before:
             return ""
-        seconds = (now - begun) / (record.done - before) * (record.total - record.done)
+        seconds = (now - begun) / (done - before) * (record.total - done)
         return f", about {timedelta(seconds=round(seconds))} left"
 
     def _send(self, percent: float, text: str) -> None:
@@ -119,7 +119,8 @@ class Reporter:
 
 def _describe(record: Progress) -> str:
     values = ", ".join(f"{name} {value:.4g}" for name, value in record.values.items())
-    return f"{record.stage}: {record.done} of {record.total} {record.unit}" + (f" ({values})" if values else "")
+    done = f"{record.done + record.part:.1f}" if record.part else f"{record.done}"
+    return f"{record.stage}: {done} of {record.total} {record.unit}" + (f" ({values})" if values else "")
 
 
 def passing_on(logger: Any, reporter: Reporter, tail: deque[str]) -> Callable[[str | None], None]:

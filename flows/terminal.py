@@ -62,7 +62,7 @@ def progress_bars(*, quiet: bool) -> Iterator[None]:
         # The least a line must hold; all figures are in `metrics`, in TensorBoard's files and in the report.
         told = {name: record.values[name] for name in _TOLD if name in record.values} or record.values
         values = "  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in told.items())
-        bars.update(ids[record.stage], completed=record.done, total=record.total or None)
+        bars.update(ids[record.stage], completed=record.done + record.part, total=record.total or None)
         if values:
             bars.update(ids[record.stage], values=values)
 

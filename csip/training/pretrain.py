@@ -131,7 +131,7 @@ def pretrain_visual(
                 optimizer.set_rate(optim.pretrain_rate((epoch - 1 + at / len(plan)) / config.epochs, config))
                 optimizer.step(loss)
                 training.advance(len(parts), values, {"clips": len(parts)})
-                yield training.heartbeat()
+                yield training.heartbeat(len(plan))
             last_rate = optim.pretrain_rate((epoch - 1 / len(plan)) / config.epochs, config)
             yield training.finish_epoch(learning_rate=last_rate)
     training.save()  # what comes after the last step need not be done again, nor the steps before

@@ -174,7 +174,7 @@ def train_skeletons(
                 loop.require_finite(values, "train_skeletons", epoch, windows, batch)
                 optimizer.step(losses["loss"])
                 training.advance(len(batch), values, {"windows": len(batch)})
-                yield training.heartbeat()
+                yield training.heartbeat(len(plan))
             looked = {} if probes is None else {_RANK1: _look(network, *probes, config, device)}
             told = training.finish_epoch(learning_rate=config.learning_rate, **looked)
             child = training.header(header.spec, checkpoint, _own(config))

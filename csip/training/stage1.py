@@ -117,7 +117,7 @@ def stage1(
                 loop.require_finite(values, "stage1", epoch, dataset, clips.part)
                 optimizer.step(loss, last=at + 1 == len(plan))
                 training.advance(drawn, values, counts | {"clips": drawn})
-                yield training.heartbeat()
+                yield training.heartbeat(len(plan))
             yield training.finish_epoch(learning_rate=rate)
     training.save()  # what comes after the last step need not be done again, nor the steps before
     child = training.header(header.spec, checkpoint, config)

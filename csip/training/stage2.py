@@ -118,7 +118,7 @@ def stage2(
                 optimizer.step(losses.total, last=training.at.batch + 1 == len(plan))
                 without = {"clips_without_skeleton": _count_without(batch)}
                 training.advance(len(parts), values, {"clips": len(parts)} | without)
-                yield training.heartbeat()
+                yield training.heartbeat(len(plan))
             looked = validation.look(network, epoch, config.epochs)
             told = training.finish_epoch(learning_rate=config.learning_rate * factor, **looked)
             child = training.header(spec, checkpoint, [config, validate])

@@ -160,9 +160,13 @@ class Training:
         if ranks.any_rank(time.monotonic() - self._saved >= self._every):
             self.save()
 
-    def heartbeat(self) -> Progress:
-        """Say after a batch that the stage is alive: no epoch more is done, and there is no figure to keep."""
-        return Progress(self.stage, self.at.epoch - 1, self.epochs, "epochs")
+    def heartbeat(self, batches: int) -> Progress:
+        """Say after a batch how far its epoch is: no epoch more is done, and there is no figure to keep.
+
+        Args:
+            batches: of the whole epoch.
+        """
+        return Progress(self.stage, self.at.epoch - 1, self.epochs, "epochs", part=self.at.batch / batches)
 
     def finish_epoch(self, **more: float) -> Progress:
         """Close the epoch: its means and `more` become its figures, which everybody is told."""

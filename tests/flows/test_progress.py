@@ -34,6 +34,19 @@ def test_a_long_task_tells_prefect_less_and_less_often(clock):
     assert len(sent) < 700
 
 
+def test_a_bar_moves_within_an_epoch(monkeypatch):
+    sent = []
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_UPDATES", 0.0)
+    monkeypatch.setattr(progress.Reporter, "_send", lambda self, percent, text: sent.append((percent, text)))
+    reporter = Reporter("stage2")
+    for done, part in ((0, 0.25), (0, 0.5), (1, 0.0), (1, 0.5)):
+        reporter(Progress("stage2", done, 4, "epochs", part=part))
+    assert [percent for percent, _ in sent] == [6.25, 12.5, 25.0, 37.5]
+    assert [text.partition(",")[0] for _, text in sent] == [
+        *("stage2: 0.2 of 4 epochs", "stage2: 0.5 of 4 epochs", "stage2: 1 of 4 epochs", "stage2: 1.5 of 4 epochs")
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow")
 def test_an_outage_of_the_server_is_told_once_and_what_comes_after_it_is_shown(caplog, monkeypatch):
     now, notes = [1000.0], []

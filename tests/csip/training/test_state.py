@@ -94,6 +94,16 @@ def test_a_finished_epoch_is_told_again_as_if_it_were_new(begin, name):
     assert (again.stage, again.done, again.total, again.unit) == (name, 1, 2, "epochs")
 
 
+# Stage 1 says nothing after a batch in which no clip has a skeleton.
+@pytest.mark.parametrize("name", ["pretrain_visual", "stage2"])
+def test_how_far_an_epoch_is_is_told_after_every_batch(begin, name):
+    told = [record for record in begin(name) if record.done == 0]
+    # Of equal steps, up to the whole of the first epoch.
+    assert [record.part for record in told] == [(batch + 1) / len(told) for batch in range(len(told))]
+    assert len(told) > 1
+    assert not any(record.values for record in told)
+
+
 def test_no_state_lies_there_before_there_is_something_to_save(begin, out):
     stage = begin("stage2")
     stage.close()
