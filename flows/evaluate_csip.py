@@ -16,7 +16,14 @@ from csip.references import FILE
 from csip.tables import find_runs, open_snapshot, quote
 from csip.types import CheckpointRef, EmbeddingsRef, ResultsRef, Snapshot
 from flows.parameters import Sha256, Store
-from flows.train_csip import embed_histogram_task, embed_modes, embed_skeletons_task, evaluate_task, take_newest
+from flows.train_csip import (
+    embed_histogram_task,
+    embed_modes,
+    embed_skeletons_task,
+    evaluate_task,
+    one_by_one,
+    take_newest,
+)
 
 _TRAINED = "stage IN ('stage2', 'train_skeletons')"
 
@@ -60,7 +67,7 @@ def evaluate_csip(
     encoder = encoder_name(trained)
     snapshot = snapshot or take_newest(store)
     views = choose_splits(open_snapshot(store, snapshot), data)
-    return tuple(evaluate_task(store, embedded(view), view, evaluate, runtime) for view in views)
+    return one_by_one(views, lambda view: evaluate_task(store, embedded(view), view, evaluate, runtime))
 
 
 def take_checkpoint(store: str, named: str, sha256: str) -> CheckpointRef:

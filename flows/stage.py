@@ -22,7 +22,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_args, get_type_hints
 
@@ -53,6 +55,18 @@ _PASSING = (errors.ProcessLostError, errors.StoreBusyError, errors.StorageFaultE
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_PART: ContextVar[tuple[str, ...]] = ContextVar("csip_part", default=())
+
+
+@contextmanager
+def part_of_many(*names: str) -> Iterator[None]:
+    """Add these to the names of the tasks of the block: what tells apart what a flow does several times."""
+    token = _PART.set((*_PART.get(), *names))
+    try:
+        yield
+    finally:
+        _PART.reset(token)
 
 
 def stage(
@@ -91,10 +105,14 @@ def stage(
     run.__doc__ = function.__doc__
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
+    def call_it(parameters: dict[str, Any]) -> str:
+        told = named(parameters) if callable(named) else (named or name).format(**parameters)
+        return f"{told} ({', '.join(_PART.get())})" if _PART.get() else told
+
     made = _StageTask(
         run,
         name=name,
-        task_run_name=named or name,
+        task_run_name=cast("Callable[..., str]", call_it),
         cache_policy=NO_CACHE,
         persist_result=False,
         retries=len(RETRY_SECONDS),

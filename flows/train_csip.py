@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from prefect import flow, get_run_logger
 
@@ -25,7 +27,9 @@ from csip.training.stage1 import stage1
 from csip.training.stage2 import stage2
 from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot
 from flows.parameters import Store
-from flows.stage import stage
+from flows.stage import part_of_many, stage
+
+T = TypeVar("T")
 
 # Content decides what later stages reuse: a weights file may change under its name, a template is no Python.
 initialise_task = stage(initialise, work=None, cached=False)
@@ -86,10 +90,8 @@ def train_csip(snapshot: str, store: Store, experiment: Experiment) -> TrainedAl
     snapshot = snapshot or take_newest(store)
     views = choose_splits(open_snapshot(store, snapshot), experiment.data)
     if is_skeleton_only(views[0].protocol):
-        seeds = range(experiment.seed, experiment.seed + experiment.skeleton.seeds)
-        trained = tuple(one for seed in seeds for one in _skeletons(store, views, replace(experiment, seed=seed)))
-        return _sum_up(store, trained, "seeds", len(seeds))
-    trained = tuple(_video(store, view, experiment) for view in views)
+        return _sum_up(store, _each_seed(store, views, experiment), "seeds", experiment.skeleton.seeds)
+    trained = one_by_one(views, lambda view: _video(store, view, experiment))
     return _sum_up(store, trained, "splits", len({view.split for view in views}))
 
 
@@ -98,6 +100,25 @@ def take_newest(store: str) -> str:
     name = newest_snapshot(store)
     get_run_logger().info("No snapshot was named: taking the newest of %s, %s.", store, name)
     return name
+
+
+def one_by_one(views: tuple[Snapshot, ...], do: Callable[[Snapshot], T]) -> tuple[T, ...]:
+    """Do the same with each view; tasks are named after the protocol and the split where there are several."""
+    several = [len({view.protocol for view in views}) > 1, len({view.split for view in views}) > 1]
+    done = []
+    for view in views:
+        with part_of_many(*compress((view.protocol, f"split {view.split}"), several)):
+            done.append(do(view))
+    return tuple(done)
+
+
+def _each_seed(store: str, views: tuple[Snapshot, ...], e: Experiment) -> tuple[Trained, ...]:
+    """Train from each seed; tasks are named after it where there are several."""
+    trained: list[Trained] = []
+    for seed in range(e.seed, e.seed + e.skeleton.seeds):
+        with part_of_many(*([f"seed {seed}"] if e.skeleton.seeds > 1 else [])):
+            trained += _skeletons(store, views, replace(e, seed=seed))
+    return tuple(trained)
 
 
 def _video(store: str, data: Snapshot, e: Experiment) -> Trained:
@@ -136,8 +157,12 @@ def _skeletons(store: str, views: tuple[Snapshot, ...], e: Experiment) -> tuple[
     untrained = initialise_skeletons_task(store, views[0], e.skeleton, e.model, given, e.seed)
     # An epoch that is chosen by the probes is chosen by each protocol's own: one training a protocol, as published.
     chosen = views if e.skeleton.select_on_probe else views[:1]
-    trained = [train_skeletons_task(store, untrained, view, e.skeleton, e.seed, e.runtime) for view in chosen]
-    return tuple(_score_skeletons(store, untrained, trained[i % len(trained)], view, e) for i, view in enumerate(views))
+    trained = one_by_one(
+        chosen, lambda view: train_skeletons_task(store, untrained, view, e.skeleton, e.seed, e.runtime)
+    )
+    return one_by_one(
+        views, lambda view: _score_skeletons(store, untrained, trained[views.index(view) % len(trained)], view, e)
+    )
 
 
 def _score_skeletons(

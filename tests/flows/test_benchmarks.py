@@ -8,6 +8,8 @@ import pytest
 
 from csip import tables
 
+from .test_flows import flow_runs, task_runs
+
 pytestmark = pytest.mark.slow
 
 MARS = ("benchmark.skeletons=files", "evaluate.bootstrap=50")
@@ -182,7 +184,7 @@ def test_every_split_is_a_training_and_their_mean_says_how_many_there_are(
     assert "test people that the checkpoint was trained on (under ilids-train-first, split 0)" in refused.err
 
 
-def test_skeletons_alone_are_trained_on_and_scored_in_both_directions(command, make_folder, settings, tmp_path):
+def test_skeletons_alone_are_trained_on_and_scored_in_both_directions(command, server, make_folder, settings, tmp_path):
     make_folder("biwi")(tmp_path / "BIWI")
     words = ("--store", tmp_path / "store", "--json", *settings.sets(SKELETONS))
     built = told(command("build-skeletons", f"biwi:{tmp_path / 'BIWI'}", *words))
@@ -194,6 +196,11 @@ def test_skeletons_alone_are_trained_on_and_scored_in_both_directions(command, m
         assert set(mean["scores"]) == {"trained", "untrained"}
         assert "over 2 seeds" in mean["described"]["trained"]
         assert "windows of 6 consecutive skeletons" in mean["described"]["trained"]
+    # Each task of the flow has a name of its own, and so has what it shows.
+    trained = flow_runs(server, tmp_path / "store")[1]
+    names = [name for name, _ in task_runs(server, trained, 21)]
+    assert len(names) == len(set(names)) == 21
+    assert {"train_skeletons (seed 0)", "embed_skeletons: trained (seed 1, biwi-w)", "average"} <= set(names)
     # One network a seed, asked in both directions.
     assert len({one["checkpoint"]["sha256"] for one in done["trained"]}) == 2
     for one in done["trained"]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prefect.client.orchestration import get_client
 
 from csip import source, tables
 from csip.config import EmbedConfig, PretrainConfig, RuntimeConfig, SplitConfig, ValidateConfig
@@ -27,7 +28,7 @@ from csip.errors import (
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.types import EmbeddingsRef, FileRef, Output, TableRef
 from flows.progress import LISTENER
-from flows.stage import stage
+from flows.stage import part_of_many, stage
 
 HERE = Path(__file__).parent
 
@@ -187,6 +188,14 @@ def test_figures_of_epochs_are_kept_under_the_run(twice, store):
     found = {(row["step"], row["name"]): (row["stage"], row["value"]) for row in table.to_pylist()}
     expected = {(1, "loss"): 1.0, (2, "loss"): 0.5, (1, "rate"): 0.5, (2, "rate"): 0.5}
     assert found == {key: ("write_file", value) for key, value in expected.items()}
+
+
+def test_what_a_flow_does_several_times_is_told_apart_by_name(toys, store):
+    task = stage(toys.say, work=None, cached=False, named="say: {store}")
+    with part_of_many("seed 1"), part_of_many("biwi-s", "split 2"):
+        state = task(store, return_state=True)
+    with get_client(sync_client=True) as client:
+        assert client.read_task_run(state.state_details.task_run_id).name == f"say: {store} (seed 1, biwi-s, split 2)"
 
 
 def test_a_run_that_failed_is_not_recorded_and_so_is_tried_again(toys, store):
