@@ -43,7 +43,7 @@ from csip.source import git_commit, source_digest
 from csip.tables import RunRecord
 from csip.types import Output, Progress, Stage, TableRef
 from flows.artifacts import show_outcome
-from flows.child import REQUEST, call, run_stage
+from flows.child import REQUEST, STOPPED, call, run_stage
 from flows.devices import Held, Work, held
 from flows.lost import refuse_endless_returns
 from flows.progress import Reporter, if_reachable, library_log, passing_on
@@ -326,6 +326,11 @@ def _pump(stream: Any, put: Callable[[Any], None]) -> None:
 
 def _read_manifest(function: str, manifest: Path, code: int, tail: deque[str], *, others: bool) -> dict[str, Any]:
     if not manifest.is_file():
+        if code == STOPPED:
+            raise errors.StageError(
+                f"Stage {function}: was told to stop, and has stopped. What is committed or saved stays; the same "
+                "command goes on from there."
+            )
         told = "\n  ".join(tail) or "nothing"
         # Where other machines take part, one of them may be gone, and another one, or itself, come back.
         kind = errors.ProcessLostError if code == -signal.SIGKILL or others else errors.StageError

@@ -258,6 +258,13 @@ def test_a_child_that_dies_leaves_its_last_words(toys, store, tmp_path, how, cod
     assert runs(store, "die") == []
 
 
+def test_a_child_that_was_told_to_stop_says_so_and_nothing_of_a_cause(toys, store, tmp_path):
+    mark = tmp_path / "mark"
+    with pytest.raises(StageError, match=r"toy_stages:die: was told to stop, and has stopped\. .* goes on from there"):
+        stage(toys.die, work="training", cached=False)(store, "stop", str(mark), RuntimeConfig(device="cpu"))
+    assert len(mark.read_text().split()) == 1, "it is not tried again"
+
+
 def test_a_child_that_is_killed_from_outside_is_tried_again_and_goes_on(toys, store, tmp_path):
     mark = tmp_path / "mark"
     state = stage(toys.die, work="training", cached=False)(

@@ -101,6 +101,9 @@ def die(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileR
         first = len(attempts.read().split()) == 1
     if how == "busy":
         raise StoreBusyError("Others came before.")
+    if how == "stop":
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield Progress("die", 2, 3, "frames")
     if how == "fault":
         raise StorageFaultError("The disk is away.")
     if how in errno.errorcode.values():
