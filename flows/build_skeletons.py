@@ -17,7 +17,7 @@ from csip.ingest.extract import extract_videos
 from csip.ingest.retrack import list_snapshot, with_detections_of
 from csip.ingest.sources import list_videos
 from csip.types import Snapshot, SourceVideo
-from flows.parameters import Sources, Store
+from flows.parameters import Section, Sources, Store
 from flows.runners import runner_for
 from flows.stage import stage
 
@@ -44,8 +44,8 @@ def build_skeletons(
     sources: Sources,
     store: Store,
     camera: str = "",
-    config: ExtractConfig = ExtractConfig(),  # noqa: B008 (frozen)
-    runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (frozen)
+    config: Section[ExtractConfig] = ExtractConfig(),  # noqa: B008 (frozen)
+    runtime: Section[RuntimeConfig] = RuntimeConfig(),  # noqa: B008 (frozen)
     retrack: str = "",
 ) -> Snapshot:
     """Decode, find and track people, cache crops and skeletons; videos already done are not done again.

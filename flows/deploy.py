@@ -144,6 +144,8 @@ def _describe(definition: dict[str, Any], section: Any) -> None:
         if name in told:
             property_["description"] = " ".join(told[name].split())
     definition["description"] = text.partition("Attributes:")[0].strip()
+    # Whatever a run leaves out of a section, the deployment has (`flows.parameters`).
+    definition.pop("required", None)
 
 
 def _train_after_builds(training: Any) -> Automation:

@@ -15,7 +15,7 @@ from csip.protocols import is_skeleton_only
 from csip.references import FILE
 from csip.tables import find_runs, open_snapshot, quote
 from csip.types import CheckpointRef, EmbeddingsRef, ResultsRef, Snapshot
-from flows.parameters import Sha256, Store
+from flows.parameters import Section, Sha256, Store
 from flows.train_csip import (
     embed_histogram_task,
     embed_modes,
@@ -33,11 +33,11 @@ def evaluate_csip(
     checkpoint: str,
     snapshot: str,
     store: Store,
-    data: DataConfig = DataConfig(),  # noqa: B008 (frozen)
-    embed: EmbedConfig = EmbedConfig(),  # noqa: B008 (frozen)
-    evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008 (frozen)
-    skeleton: SkeletonConfig = SkeletonConfig(),  # noqa: B008 (frozen)
-    runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (frozen)
+    data: Section[DataConfig] = DataConfig(),  # noqa: B008 (frozen)
+    embed: Section[EmbedConfig] = EmbedConfig(),  # noqa: B008 (frozen)
+    evaluate: Section[EvaluateConfig] = EvaluateConfig(),  # noqa: B008 (frozen)
+    skeleton: Section[SkeletonConfig] = SkeletonConfig(),  # noqa: B008 (frozen)
+    runtime: Section[RuntimeConfig] = RuntimeConfig(),  # noqa: B008 (frozen)
     sha256: Sha256 = "",
 ) -> tuple[ResultsRef, ...]:
     """Embed a snapshot's queries and gallery with a checkpoint and score it, pictures beside the colour histogram.

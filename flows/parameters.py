@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
-from pydantic import Field
+from prefect import runtime
+from prefect.client.orchestration import get_client
+from pydantic import BeforeValidator, Field, ValidationInfo
+
+T = TypeVar("T")
 
 Store = Annotated[str, Field(min_length=1)]
 """The folder of a store's tables, or its address."""
@@ -14,3 +21,28 @@ Sources = Annotated[tuple[str, ...], Field(json_schema_extra={"minItems": 1})]
 
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 """A file's digest, or nothing."""
+
+
+def _fill_in(given: Any, field: ValidationInfo) -> Any:
+    """Put what a run of a deployment says of a section over what the deployment has there.
+
+    Prefect replaces whole parameters: who gave one number of a recipe would get everybody's defaults for the rest.
+    """
+    deployment = runtime.deployment.id if isinstance(given, Mapping) else None
+    return _over(_parameters(deployment).get(field.field_name or "", {}), given) if deployment else given
+
+
+@functools.cache
+def _parameters(deployment: str) -> Mapping[str, Any]:
+    with get_client(sync_client=True) as client:
+        return client.read_deployment(UUID(deployment)).parameters
+
+
+def _over(old: Any, new: Any) -> Any:
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    return {**old, **{name: _over(old.get(name), value) for name, value in new.items()}}
+
+
+Section = Annotated[T, BeforeValidator(_fill_in)]
+"""A section, or a recipe: what a run of a deployment leaves out of it is as the deployment has it."""

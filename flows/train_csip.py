@@ -26,7 +26,7 @@ from csip.training.skeletons import initialise_skeletons, train_skeletons
 from csip.training.stage1 import stage1
 from csip.training.stage2 import stage2
 from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot
-from flows.parameters import Store
+from flows.parameters import Section, Store
 from flows.stage import part_of_many, stage
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class TrainedAll:
 
 
 @flow(name="train-csip")
-def train_csip(snapshot: str, store: Store, experiment: Experiment) -> TrainedAll:
+def train_csip(snapshot: str, store: Store, experiment: Section[Experiment]) -> TrainedAll:
     """Train as the recipe says, embed, score, and write the reports.
 
     Pictures with skeletons go through pretraining (where the recipe asks for it), stage 1 and stage 2, once for each

@@ -14,10 +14,13 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
 from csip.plain import to_plain
+from flows.build_skeletons import build_skeletons
 from flows.deploy import CHAINED, Plan, deploy
+from flows.evaluate_csip import evaluate_csip
 from flows.lost import AGAIN, FOUND, LOST
 from flows.prefect_plugin import spell_out
 from flows.recipes import RECIPES
+from flows.train_csip import train_csip
 
 from .test_flows import artifacts, flow_runs, free_port
 
@@ -144,6 +147,33 @@ def test_everything_a_run_needs_has_a_default(deployed, server):
         for flow in (BUILD, TRAIN, EVALUATE):
             run = client.create_flow_run_from_deployment(read(flow).id)
             client.delete_flow_run(run.id)
+
+
+@pytest.mark.parametrize(
+    ("flow", "given", "changed"),
+    [
+        (build_skeletons, {"config": {"detect": {"stride": 2}}}, ("config", "detect", "stride")),
+        (train_csip, {"experiment": {"stage2": {"epochs": 7}}}, ("experiment", "stage2", "epochs")),
+        (evaluate_csip, {"evaluate": {"ranks": [1]}}, ("evaluate", "ranks")),
+    ],
+    ids=lambda one: getattr(one, "name", ""),
+)
+def test_what_a_run_says_of_a_section_goes_over_what_the_deployment_has(
+    deployed, server, monkeypatch, flow, given, changed
+):
+    deployment = read(flow.name)
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=given)
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(run.id))
+    # As Prefect does it in the process of the run.
+    found = flow.validate_parameters(run.parameters)
+    expected = json.loads(json.dumps(deployment.parameters))
+    at, value = expected, given
+    for name in changed[:-1]:
+        at, value = at[name], value[name]
+    assert at[changed[-1]] != value[changed[-1]]
+    at[changed[-1]] = value[changed[-1]]
+    assert {name: to_plain(found[name]) for name in expected} == expected
 
 
 def test_a_port_that_is_taken_is_said_and_nothing_is_started(command, tmp_path):

@@ -401,19 +401,17 @@ def test_a_build_shows_on_a_real_server_and_runs_on_a_worker(real_server, street
     progress = shown[artifact_key(f"extract_videos: {street.name}")]
     assert (progress["type"], progress["data"]) == ("progress", 100.0)
 
-    told_too = json.loads(processes.run(csip, "deploy", street, "--pool", "machines", "--no-plugin", "--json"))
+    # The deployment has one half of the settings, and the run says the other.
+    half = settings.sets(("detect.image_size=640", "split.gap_seconds=0.2", "runtime.device=cpu"))
+    told_too = json.loads(processes.run(csip, "deploy", street, "--pool", "machines", "--no-plugin", "--json", *half))
     assert told_too["deployments"] == ["build-skeletons", "train-csip", "evaluate-csip"]
     processes.start(prefect, "worker", "start", "--pool", "machines")
     worked = tmp_path / "worked"
     parameters = {
         "sources": [str(street)],
         "store": str(worked),
-        "config": {
-            "detect": {"image_size": 640},
-            "track": {"interpolate_seconds": 0},
-            "split": {"min_part_frames": 4, "gap_seconds": 0.2},
-        },
-        "runtime": {"device": "cpu", "pose_engine": "pytorch"},
+        "config": {"track": {"interpolate_seconds": 0}, "split": {"min_part_frames": 4}},
+        "runtime": {"pose_engine": "pytorch"},
     }
     words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
     processes.run(prefect, "deployment", "run", "build-skeletons/build-skeletons", "--watch", *words)
