@@ -13,6 +13,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
+import flows
 from csip.plain import to_plain
 from flows.build_skeletons import build_skeletons
 from flows.deploy import CHAINED, Plan, deploy
@@ -24,6 +25,7 @@ from flows.train_csip import train_csip
 
 from .test_flows import artifacts, flow_runs, free_port
 
+ROOT = Path(flows.__file__).resolve().parent.parent
 PREFECT = Path(sys.executable).with_name("prefect")
 CSIP = Path(sys.executable).with_name("csip")
 
@@ -174,6 +176,23 @@ def test_what_a_run_says_of_a_section_goes_over_what_the_deployment_has(
     assert at[changed[-1]] != value[changed[-1]]
     at[changed[-1]] = value[changed[-1]]
     assert {name: to_plain(found[name]) for name in expected} == expected
+
+
+@pytest.mark.parametrize("folder", ["the repository", "elsewhere"])
+def test_one_name_is_enough_in_the_repository_though_no_profile_says_so(deployed, server, tmp_path, folder):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        [PREFECT, "deployment", "run", TRAIN],
+        cwd=ROOT if folder == "the repository" else tmp_path,
+        env=inherited | {"PREFECT_HOME": str(tmp_path / "fresh"), "PREFECT_API_URL": server},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    # Elsewhere `csip deploy` would have put it into the profile.
+    told = "Created flow run" if folder == "the repository" else "Expected format: <FLOW_NAME>/<DEPLOYMENT_NAME>"
+    assert told in done.stdout + done.stderr
 
 
 def test_a_port_that_is_taken_is_said_and_nothing_is_started(command, tmp_path):

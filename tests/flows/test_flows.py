@@ -25,6 +25,7 @@ import flows
 from csip import tables
 from csip.plain import from_plain
 from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot, TableRef
+from flows import progress
 from flows.progress import artifact_key
 from flows.stage import stage
 
@@ -102,6 +103,33 @@ def test_a_training_shows_its_progress_in_the_ui(server, demo):
     found = {one["key"]: one["data"] for one in artifacts(server, trained) if one["type"] == "progress"}
     assert {"pretrain-visual", "stage1", "stage2", "embed-trained", "embed-untrained", "evaluate"} <= set(found)
     assert set(found.values()) == {100.0}
+
+
+@pytest.mark.slow
+def test_the_bar_of_an_extraction_moves_in_the_ui(server, street, settings, command, tmp_path, monkeypatch):
+    shown = []
+    update = progress.update_progress_artifact
+    client = get_client(sync_client=True)
+
+    def update_and_look(artifact, *given, **more):
+        update(artifact, *given, **more)
+        (one,) = [one for one in client.read_artifacts() if one.id == artifact]
+        shown.append((one.key, float(one.data), one.description))
+
+    monkeypatch.setattr(progress, "update_progress_artifact", update_and_look)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_UPDATES", 0.2)
+    done = command("build-skeletons", street, "--store", tmp_path / "store", "--json", *settings.extract)
+    assert done.code == 0, done.err
+    mine = [(value, text) for key, value, text in shown if key == "extract-videos-street-mp4"]
+    values = [value for value, _ in mine]
+    assert values == sorted(values)
+    between = [(value, text) for value, text in mine if 0 < value < 100]
+    assert between, values
+    # As the text beside it says: seconds of a video of six.
+    for value, text in between:
+        seconds, whole = re.search(r": (\d+) of (\d+) seconds of video", text).groups()
+        assert value == pytest.approx(100 * int(seconds) / int(whole))
+    assert values[-1] == 100
 
 
 def test_a_build_shows_its_counts_and_where_its_snapshot_comes_from_in_the_ui(server, demo):
