@@ -37,6 +37,7 @@ from flows.build_skeletons import build_skeletons
 from flows.child import raised_by
 from flows.evaluate_csip import evaluate_csip
 from flows.lost import TAG
+from flows.progress import cure
 from flows.recipes import RECIPES, SKELETONS_ALONE
 from flows.results import losses, result_values, tell_means, tell_results, tell_stage, tell_stages
 from flows.train_csip import TrainedAll, train_csip
@@ -60,11 +61,12 @@ def _watched(*, quiet: bool) -> Iterator[None]:
         if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):
             raise
         url = os.environ.get("PREFECT_API_URL")
-        where, cure = (f"at {url}", "unset PREFECT_API_URL") if url else ("of this process", "set PREFECT_API_URL")
-        raise ServerError(
-            f"Prefect's server {where}: cannot be used ({error}). Expected one that answers; start one with "
-            f"`prefect server start`, look whether PREFECT_HOME can be written, or {cure}."
-        ) from error
+        where, other = (f"at {url}", "unset PREFECT_API_URL") if url else ("of this process", "set PREFECT_API_URL")
+        advice = (
+            "Expected one that answers; start one with `prefect server start`, look whether PREFECT_HOME can be "
+            f"written, or {other}."
+        )
+        raise ServerError(f"Prefect's server {where}: cannot be used ({error}). {cure(error, advice)}") from error
 
 
 def demo(experiment: Experiment, store: str, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import httpx
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 import csip
 from csip.config import RuntimeConfig
@@ -17,7 +17,8 @@ from csip.plain import to_plain
 from flows import terminal
 from flows.child import raised_by
 from flows.deploy import Deployed, Plan, deploy, enable_plugin
-from flows.serve import HOST, serve
+from flows.progress import cure
+from flows.serve import HOST, password, serve
 from flows.together import join
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
@@ -42,7 +43,8 @@ def serve_flows(plan: Plan, *, plugin: bool, port: int, at_once: int) -> None:
 
     def ready(url: str) -> None:
         profile = enable_plugin() if plugin else None
-        with temporary_settings({PREFECT_API_URL: url}):
+        known = {PREFECT_API_AUTH_STRING: password()} if password() else {}
+        with temporary_settings({PREFECT_API_URL: url, **known}):
             _show(_deploy(plan), profile)
         rows = [("UI", f"http://{HOST}:{port}"), ("elsewhere", f"export PREFECT_API_URL={url}")]
         terminal.OUT.print(terminal.facts("Serving; Ctrl-C ends it", [*rows, ("flow runs at once", at_once)]))
@@ -71,9 +73,12 @@ def _deploy(plan: Plan) -> Deployed:
     except (httpx.HTTPError, RuntimeError) as error:
         if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):
             raise
+        advice = (
+            "Expected one that answers; start one with `csip serve` or `prefect server start`, or set PREFECT_API_URL."
+        )
         raise DeployError(
-            f"Prefect's server at {PREFECT_API_URL.value() or 'this process'}: cannot be used ({error}). Expected one "
-            "that answers; start one with `csip serve` or `prefect server start`, or set PREFECT_API_URL."
+            f"Prefect's server at {PREFECT_API_URL.value() or 'this process'}: cannot be used ({error}). "
+            f"{cure(error, advice)}"
         ) from error
 
 

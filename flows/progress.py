@@ -53,6 +53,16 @@ def if_reachable(tell: Callable[[str], None]) -> Iterator[None]:
         tell(f"Prefect's server could not be told how it goes ({type(error).__name__}: {error}). The work goes on.")
 
 
+def cure(error: Exception, otherwise: str) -> str:
+    """Say what to do about a Prefect server that cannot be used: it may be there, and ask who we are."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+        return (
+            "It lets in only who says its password: set PREFECT_API_AUTH_STRING to what the server has as "
+            "PREFECT_SERVER_API_AUTH_STRING."
+        )
+    return otherwise
+
+
 class Reporter:
     """Passes a task's progress on: to the listener at once, to a Prefect progress artifact each 2 s, later each 30."""
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import FrameType
 
+from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
+
 from csip.errors import CsipError
 from flows.environment import of_programs
 from flows.worker import start
@@ -79,7 +81,13 @@ def server_environment(port: int) -> dict[str, str]:
     """Give the environment of a server on this port and of who talks to it: the user's own, without telemetry."""
     # Else the UI would call port 4200, whatever port its server has.
     own = {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_API_PORT": str(port)}
-    return _QUIET | of_programs() | own
+    known = {"PREFECT_API_AUTH_STRING": password()} if password() else {}
+    return _QUIET | of_programs() | own | known
+
+
+def password() -> str:
+    """Give what our own server wants to hear, so that our worker and we can say it; empty: nothing."""
+    return PREFECT_SERVER_API_AUTH_STRING.value() or ""
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

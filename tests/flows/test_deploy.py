@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows
 from csip.plain import to_plain
@@ -217,10 +221,10 @@ def test_what_runs_until_it_is_stopped_has_no_one_document(command, words):
 class Serving:
     """`csip serve` in a process of its own, with a Prefect of its own."""
 
-    def __init__(self, folder, *words):
+    def __init__(self, folder, *words, **more):
         self.port, self.folder = free_port(), folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        own = {"PREFECT_HOME": str(folder / "home"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        own = {"PREFECT_HOME": str(folder / "home"), "PREFECT_WORKER_QUERY_SECONDS": "2", **more}
         self.environment = kept | own
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "serve.log"
@@ -255,11 +259,11 @@ class Serving:
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
 
-    def prefect(self, *words):
+    def prefect(self, *words, **more):
         done = subprocess.run(
             list(map(str, [PREFECT, *words])),
             cwd=self.folder,
-            env=self.environment | {"PREFECT_API_URL": self.url},
+            env=self.environment | {"PREFECT_API_URL": self.url, **more},
             capture_output=True,
             text=True,
             timeout=600,
@@ -274,8 +278,8 @@ def serving(tmp_path):
     """Start `csip serve`; whatever it has started is gone at the end."""
     made = []
 
-    def start(*words):
-        made.append(Serving(tmp_path, *words))
+    def start(*words, **more):
+        made.append(Serving(tmp_path, *words, **more))
         made[-1].wait("Worker 'ProcessWorker")
         return made[-1]
 
@@ -324,6 +328,48 @@ def test_one_command_serves_builds_and_trains_and_ctrl_c_leaves_nothing_running(
     assert browser.run(drawn) == ["pretrain_visual", "stage1", "stage2"]
     shoot("report")
     stop(served, signal.SIGINT)
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """A server that lets nobody in."""
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+Refuses.do_POST = Refuses.do_GET
+
+
+def test_a_server_that_asks_for_a_password_is_told_from_one_that_is_not_there(command):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as one:
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{one.server_port}/api"
+        try:
+            with temporary_settings({PREFECT_API_URL: url}):
+                done = command("deploy", "--no-plugin")
+        finally:
+            one.shutdown()
+    assert done.code == 1
+    assert f"Prefect's server at {url}: cannot be used" in done.err
+    assert "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING" in done.err
+    assert "csip serve" not in done.err.partition("cannot be used")[2]
+
+
+@pytest.mark.slow
+def test_who_serves_knows_the_servers_password_and_so_do_its_runs(serving, street, settings, tmp_path):
+    served = serving(
+        *(street, "--store", tmp_path / "store", *settings.extract), PREFECT_SERVER_API_AUTH_STRING="csip:secret"
+    )
+    words = ("deployment", "run", "build-skeletons", "--watch")
+    assert "'Completed'" in served.prefect(*words, PREFECT_API_AUTH_STRING="csip:secret")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        flow_runs(served.url, tmp_path / "store")
 
 
 @pytest.mark.slow
