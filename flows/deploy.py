@@ -36,6 +36,7 @@ from flows.train_csip import train_csip
 
 CHAINED = "csip: train-csip after build-skeletons"
 _PLUGIN = "csip"
+_AS_GOOD_AS_NO_BOUND = 2**53
 _EVALUATED = ("data", "embed", "evaluate", "skeleton", "runtime")
 
 
@@ -142,10 +143,20 @@ def _describe(definition: dict[str, Any], section: Any) -> None:
     told = parameter_docstrings(text.replace("Attributes:", "Args:"))
     for name, property_ in definition.get("properties", {}).items():
         if name in told:
-            property_["description"] = " ".join(told[name].split())
+            property_["description"] = " ".join(told[name].split()) + _range(property_)
     definition["description"] = text.partition("Attributes:")[0].strip()
+    # Prefect's newer UI heads a section by this.
+    definition["title"] = definition.get("title", "").removesuffix("Config")
     # Whatever a run leaves out of a section, the deployment has (`flows.parameters`).
     definition.pop("required", None)
+
+
+def _range(property_: dict[str, Any]) -> str:
+    """Say what a number may be: not every UI shows what the schema says."""
+    low, high = property_.get("minimum"), property_.get("maximum")
+    if high is None or high >= _AS_GOOD_AS_NO_BOUND:
+        return "" if low is None else f" [from {low:g}]"
+    return f" [{low:.16g} to {high:.16g}]"
 
 
 def _train_after_builds(training: Any) -> Automation:

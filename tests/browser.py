@@ -43,9 +43,9 @@ class Browser:
         asked: every address that the page has asked for.
     """
 
-    def __init__(self, program, folder, size=(1280, 900)):
+    def __init__(self, program, folder, *more, size=(1280, 900)):
         self.asked = []
-        options = [*FLAGS, f"--user-data-dir={folder}", "--remote-debugging-port=0", "--hide-scrollbars"]
+        options = [*FLAGS, *more, f"--user-data-dir={folder}", "--remote-debugging-port=0", "--hide-scrollbars"]
         self._process = subprocess.Popen(
             [program, *options, f"--window-size={size[0]},{size[1]}", "about:blank"],
             stdout=subprocess.DEVNULL,

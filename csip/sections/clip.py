@@ -43,7 +43,7 @@ class ClipConfig:
 
     Attributes:
         frames: T, frames a clip.
-        chunks: see `ChunkRule`.
+        chunks: how a tracklet's frames become T chunks: "padded" with the last one, as published, or "even".
         height: of a crop, pixels.
         width: of a crop, pixels.
         mean: of each RGB channel, for normalisation.

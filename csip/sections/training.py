@@ -14,8 +14,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 computes in float32, and so do the losses."""
 
 PrototypeChoice = Literal["pfu", "gate", "fixed", "visual", "none"]
-"""Prototypes of stage 2: "pfu" fuses visual and skeleton prototypes by a gate and updates them to each clip; "gate"
-leaves the update out; "fixed" takes (P_s + P_v) / 2; "visual" takes P_v alone; "none" has no prototype loss."""
+"""What stage 2 takes as prototypes: see `Stage2Config`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +31,7 @@ class PretrainConfig:
         margin: of the batch-hard triplet loss.
         triplet_weight: of the sum of the two triplet losses; from scratch a large one pulls every feature together
             before the identity losses can tell them apart.
-        precision: see `Precision`.
+        precision: of the forward pass on CUDA: "auto" is float16 with loss scaling, as published; a CPU takes float32.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -66,7 +65,7 @@ class Stage1Config:
         normalize: L2-normalise both sides before the inner product; the paper does not.
         drop_last: leave out the last partial batch of an epoch.
         accumulate: batches whose gradients make one step.
-        precision: see `Precision`.
+        precision: of the forward pass on CUDA: "auto" is float16 with loss scaling, as published; a CPU takes float32.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -92,7 +91,8 @@ class Stage2Config:
     """Stage 2: prototype-guided fine-tuning (method.md section 4).
 
     Attributes:
-        prototypes: see `PrototypeChoice`.
+        prototypes: "pfu" fuses visual and skeleton prototypes by a gate and updates them to each clip; "gate" leaves
+            the update out; "fixed" takes (P_s + P_v) / 2; "visual" P_v alone; "none" has no prototype loss.
         temporal: Skeleton Guided Temporal Modelling on or off.
         prototype_frames: a part's features for its prototype: of one "clip", drawn as in training, or of "all" frames.
         epochs: passes over the training parts.
@@ -112,7 +112,7 @@ class Stage2Config:
         frame_weight: of the frame-wise cross-entropy, which is divided by T as well.
         freeze_skeleton_encoder: keep stage 1's skeleton encoder as it is (the paper's figure; its code trains it).
         accumulate: batches whose gradients make one step.
-        precision: see `Precision`.
+        precision: of the forward pass on CUDA: "auto" is float16 with loss scaling, as published; a CPU takes float32.
         keep_every: keep the checkpoint of every n-th epoch as well; 0 keeps the last one only.
     """
 

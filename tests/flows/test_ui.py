@@ -3,13 +3,19 @@
 import signal
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.browser import Browser, find_chromium
 from tests.flows.test_deploy import Serving
 from tests.flows.test_flows import artifacts, ask, flow_runs
 
 pytestmark = pytest.mark.slow
+
+# Value and range of the box for `stride`, the only one of this range.
+STRIDES = """[...document.querySelectorAll('input[type=number]')].filter(e => e.min == '1' && e.max == '10000')
+    .map(e => [e.value, e.min, e.max]).slice(0, 1)"""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +90,28 @@ def test_the_form_of_a_run_explains_every_field(serving, browser, shoot):
     assert "botsort" in shown
     boxes = browser.run("[...document.querySelectorAll('input, textarea')].map(e => e.value)")
     assert str(serving.store) in boxes
+    assert "every so many frames one is looked at. [1 to 10000]" in shown
+
+
+def test_prefects_newer_ui_shows_forms_bars_tables_and_text_too(serving, built, tmp_path):
+    # What a plain `prefect server start` opens. It asks a host outside for its own settings, also where telemetry
+    # is off, which is why `csip serve` opens the other one; here it finds nobody.
+    alone = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    found = {one["key"]: one["id"] for one in artifacts(serving.url, built)}
+    with Browser(find_chromium(), tmp_path / "newer", alone) as browser:
+        browser.go(page(serving, f"v2/runs/flow-run/{built['id']}"), "Completed", "3 Task runs", "Switch to V1 UI")
+        counts = found["extract-videos-street-mp4-counts"]
+        browser.go(page(serving, f"v2/artifacts/artifact/{counts}"), "what was kept, dropped and why", "quarantined")
+        browser.go(page(serving, f"v2/artifacts/artifact/{found['extract-videos-street-mp4']}"), "Progress: 100%")
+        lineage = found["publish-lineage"]
+        browser.go(page(serving, f"v2/artifacts/artifact/{lineage}"), "csip lineage", "└── video", "Table versions:")
+        form = f"v2/deployments/deployment/{deployment(serving, 'build-skeletons')['id']}/run"
+        browser.go(page(serving, form), "every so many frames one is looked at", "Min Box Height", "bytetrack")
+        assert "Detect (Optional)" in browser.text()
+        assert str(serving.store) in browser.run("[...document.querySelectorAll('textarea')].map(e => e.value)")
+        assert browser.run(STRIDES) == [["1", "1", "10000"]]
+        outside = {urlsplit(one).hostname for one in browser.asked} - {None, "127.0.0.1"}
+    assert outside <= {"sr-client-cfg.amplitude.com"}
 
 
 def test_a_failed_run_says_what_was_wrong(serving, browser, shoot):
