@@ -11,7 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from csip.errors import CsipError
@@ -46,22 +48,34 @@ def work(pool: str, at_once: int, *, healthcheck: bool) -> None:
         nonlocal told
         if not told:
             told = True
-            worker.terminate()
+            # The worker tells its runs; where it is gone, we do.
+            for pid in [worker.pid] if worker.returncode is None else _children():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
 
     # Prefect's worker stops by SIGINT, which a shell's background jobs ignore, and so would their children.
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     worker = start("prefect", words, of_programs())
     for number in before:
         signal.signal(number, stop)
+
+    def ended() -> None:
+        # A container that ended here would take with it what works on well without the worker.
+        if not told and _others():
+            sys.stderr.write(
+                f"Prefect's worker ended by itself (code {worker.returncode}). Its runs go on and are waited for; no "
+                "other is taken on here until `csip worker` starts again.\n"
+            )
+
     try:
-        _wait_for_all(worker)
+        _wait_for_all(worker, ended)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if not told:
         raise WorkerError(
             f"Prefect's worker ended by itself (code {worker.returncode}); its last lines above say why. Runs that "
-            "died with it are marked crashed. Start `csip worker` again; runs that are run again go on where they were."
+            "died with it are given to another worker in some minutes. Start `csip worker` again."
         )
 
 
@@ -85,10 +99,28 @@ def _adopt_orphans() -> None:
             raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
 
 
-def _wait_for_all(worker: subprocess.Popen[bytes]) -> None:
-    """Wait for the worker and for what was adopted, which is reaped at once."""
+def _wait_for_all(worker: subprocess.Popen[bytes], ended: Callable[[], None]) -> None:
+    """Wait for the worker, whose end `ended` hears of, and for what was adopted, which is reaped at once."""
     with suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, 0)
             if pid == worker.pid:
                 worker.returncode = os.waitstatus_to_exitcode(status)
+                ended()
+
+
+def _children() -> list[int]:
+    """List what is left to wait for; on Linux alone."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()]
+    except OSError:
+        return []
+
+
+def _others() -> bool:
+    """Tell whether any process is left to wait for."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True

@@ -33,7 +33,9 @@ def start(folder, script):
 
 
 def test_a_worker_that_ends_by_itself_is_an_error_once_all_that_it_left_has_ended(tmp_path):
-    process = start(tmp_path, '(sleep 1; echo saved > mark) & echo "$@" > words; env > environment; exit 7')
+    process = start(tmp_path, '(sleep 3; echo saved > mark) & echo "$@" > words; env > environment; exit 7')
+    assert "ended by itself (code 7). Its runs go on and are waited for" in process.stderr.readline()
+    assert not (tmp_path / "mark").exists(), "it is said at once"
     _, told = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Prefect's worker ended by itself (code 7)" in told
@@ -50,6 +52,16 @@ def test_a_worker_that_is_told_to_end_is_no_error_and_what_it_left_is_waited_for
     while not (tmp_path / "ready").exists():
         assert time.monotonic() < end
         time.sleep(0.05)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, "")
+    assert (tmp_path / "mark").read_text() == "saved\n"
+
+
+def test_what_a_worker_left_that_ended_by_itself_is_told_to_end_too(tmp_path):
+    left = "trap 'echo saved > mark; exit' TERM; while :; do sleep 0.1; done"
+    process = start(tmp_path, f"({left}) & exit 7")
+    assert "Its runs go on" in process.stderr.readline()
     process.terminate()
     _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (0, "")
