@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import RunDeployment
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import (
     PREFECT_PLUGINS_ALLOW,
@@ -184,17 +184,21 @@ def _train_after_builds(training: Any) -> Automation:
     )
 
 
+def _is_same(there: AutomationCore, automation: AutomationCore) -> bool:
+    """Tell whether a rule is as it should be: one that is written again forgets which runs it waits for."""
+    return all(getattr(there, name) == getattr(automation, name) for name in ("enabled", "trigger", "actions"))
+
+
 def _renew(automations: list[Automation]) -> None:
     """Create our automations, change those that are there already, and remove one that is not asked for any more."""
     with get_client(sync_client=True) as client:
         there = {name: client.read_automations_by_name(name) for name in (LOST, FOUND, AGAIN, CHAINED)}
         for automation in automations:
             found = there.pop(automation.name)
-            if found:
-                # In place: rules that wait for a heartbeat go on waiting.
+            if not found:
+                automation.create()
+            elif not _is_same(found[0], automation):
                 automation.id = found[0].id
                 automation.update()
-            else:
-                automation.create()
         for one in (one for found in there.values() for one in found):
             client.delete_automation(one.id)

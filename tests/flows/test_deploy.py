@@ -27,7 +27,7 @@ from flows.prefect_plugin import spell_out
 from flows.recipes import RECIPES
 from flows.train_csip import train_csip
 
-from .test_flows import artifacts, flow_runs, free_port
+from .test_flows import artifacts, ask, flow_runs, free_port
 
 ROOT = Path(flows.__file__).resolve().parent.parent
 PREFECT = Path(sys.executable).with_name("prefect")
@@ -79,6 +79,24 @@ def test_deploying_again_changes_what_is_there_and_makes_nothing_twice(deployed)
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", False))
         assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 0]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
+
+
+def test_deploying_again_leaves_rules_alone_that_wait_for_something(deployed, server):
+    """Prefect gives a trigger that is written another number, under which it waits for nothing."""
+
+    def triggers():
+        return {one["name"]: one["trigger"]["id"] for one in ask(server, "automations/filter", {})}
+
+    before = triggers()
+    deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
+    assert triggers() == before
+    assert len(before) == 4
+    # One that somebody has changed is put right.
+    with get_client(sync_client=True) as client:
+        (lost,) = client.read_automations_by_name(LOST)
+        client.pause_automation(lost.id)
+        deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
+        assert client.read_automations_by_name(LOST)[0].enabled
 
 
 def test_a_deployment_knows_what_to_run_where_it_is_told_nothing(deployed):
