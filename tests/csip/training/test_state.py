@@ -168,6 +168,21 @@ def test_what_a_killed_writer_left_half_done_is_swept_up(begin, out):
     assert others.exists()
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_two_that_do_one_training_at_once_come_to_the_same(begin, finish, elsewhere, name):
+    """As where a run was taken for lost, lives, and was given to another machine."""
+    want = finish(begin(name, out=elsewhere))
+    Path(want.outcome.leftovers[0]).unlink()
+    both = [begin(name, save_seconds=0) for _ in range(2)]
+    next(both[0])
+    next(both[0])
+    next(both[1])  # takes up what the first has saved, and both save over each other from here on
+    next(both[0])
+    next(both[1])
+    for found in map(finish, both):
+        assert (found.sha, found.counts) == (want.sha, want.counts)
+
+
 @pytest.fixture
 def left(begin, out):
     """Leave a training in its second epoch: the state's file."""
