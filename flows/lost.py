@@ -6,7 +6,7 @@ ours made it, it is handed to a worker once more, where it goes on from what is 
 
 Where a run that lives is not heard for so long that it is handed out, two processes do one run. That costs time and
 nothing else: on one machine the second waits for the device (`flows.devices`) and finds the work done, and on two
-machines both write the same rows under the same keys, and the same weights under the same name.
+machines both write the same rows under the same keys, and weights under names that follow from their content.
 """
 
 from __future__ import annotations
