@@ -25,6 +25,7 @@ GROUND = (
         "origins",
         "plain",
         "references",
+        "shares",
         "source",
         "walk",
         "weights",

@@ -22,7 +22,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from csip.errors import StoreError
 from csip.store.committing import commit, commit_fragments_as, open_for_writing
-from csip.store.upkeep import FRAGMENT_BYTES, FRAGMENT_ROWS
+from csip.store.upkeep import FRAGMENT_BYTES, FRAGMENT_ROWS, merge_small
 from csip.store.versions import table_uri, why
 from csip.store.writing import check_keys, check_rows
 from csip.types import TableRef
@@ -165,7 +165,9 @@ def commit_fragments(store: str, name: str, written: Sequence[Fragments], *, rep
             dataset = commit_fragments_as(dataset, old + new, dataset.lance_schema)
         return TableRef(dataset.uri, dataset.version)
 
-    return commit(uri, f"{len(keys)} rows", attempt)
+    done = commit(uri, f"{len(keys)} rows", attempt)
+    merge_small(done)
+    return done
 
 
 def _read_keys(uri: str, name: str, fragments: Sequence[FragmentMetadata]) -> pa.Table:
