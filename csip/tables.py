@@ -23,10 +23,12 @@ from csip.store.columns import (
     vectors_column,
 )
 from csip.store.fragments import Fragments, FragmentWriter, commit_fragments, delete_rows
+from csip.store.paths import folder, inside, known_file
 from csip.store.reading import Rows, count, described, read, stream, stream_tracklets
 from csip.store.records import (
     RunRecord,
     check_name,
+    check_row,
     find_run,
     find_runs,
     newest_snapshot,
@@ -51,7 +53,7 @@ from csip.store.upkeep import (
     plan_compaction,
     untag,
 )
-from csip.store.versions import any_of, current, exists, folder, is_address, quote, table_uri
+from csip.store.versions import any_of, current, exists, is_address, quote, table_uri
 from csip.store.writing import delete, describe, prepare_store, upsert
 from csip.types import TableRef
 from storage_schemas import TABLES
@@ -69,6 +71,7 @@ __all__ = [
     "boxes_array",
     "boxes_column",
     "check_name",
+    "check_row",
     "clean_up",
     "commit_fragments",
     "compact",
@@ -85,9 +88,11 @@ __all__ = [
     "find_runs",
     "folder",
     "from_rows",
+    "inside",
     "is_address",
     "keypoints_array",
     "keypoints_column",
+    "known_file",
     "list_tags",
     "list_versions",
     "newest_snapshot",

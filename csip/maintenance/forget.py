@@ -125,14 +125,25 @@ def _runs(store: str) -> list[RunRecord]:
 
 def _begun(store: str) -> list[_Journal]:
     begun = [run for run in _runs(store) if run.counts.get("status") == _STARTED]
-    return [_Journal(run, from_plain(Plan, run.config["plan"])) for run in begun]
+    return [_read_journal(store, run) for run in begun]
+
+
+def _read_journal(store: str, run: RunRecord) -> _Journal:
+    try:
+        return _Journal(run, from_plain(Plan, run.config.get("plan")))
+    except ValueError as error:
+        raise StoreError(
+            f"Store {store}, run {run.run_id}: its plan cannot be read ({error}). Expected what a `csip forget` wrote "
+            "down that was not finished; finish it with the CSIP version that began it."
+        ) from error
 
 
 def _carry_out(store: str, journal: _Journal) -> None:
     plan = journal.plan
+    doomed = [_doomed_file(store, name) for name in plan.files]  # all are looked at before anything is changed
     _delete_rows(store, plan)
-    for name in plan.files:
-        Path(store, name).unlink(missing_ok=True)
+    for path in doomed:
+        path.unlink(missing_ok=True)
     for name in _WITH_ROWS:
         _rewrite(store, name)
     versions = {name: tables.current(store, name).version for name in _WITH_ROWS}
@@ -146,6 +157,16 @@ def _carry_out(store: str, journal: _Journal) -> None:
     tables.record_run(store, replace(journal.run, config=config, counts=counts))
     _rewrite(store, "runs")
     _purge(store, "runs")
+
+
+def _doomed_file(store: str, name: str) -> Path:
+    """Give a file that a journal names, which may be forged as all else in a store.
+
+    Raises:
+        StoreError: it could be anything but a file in one of the store's folders.
+    """
+    kind, _, own = name.partition("/")
+    return tables.inside(store, kind, own)
 
 
 def _delete_rows(store: str, plan: Plan) -> None:

@@ -189,9 +189,11 @@ def _check_movable(store: str, known: Mapping[str, Mapping[str, Any]], runs: Seq
     """Check that the newest versions still have all rows of every snapshot, as they were published.
 
     Raises:
-        StoreError: they have not: the snapshot could not be published without the versions that have to go.
+        StoreError: they have not: the snapshot could not be published without the versions that have to go; or its row
+            was not written by CSIP.
     """
     for name, row in known.items():
+        tables.check_row(store, row)  # it will be published again, which must not fail half-way
         moved = {table: tables.current(store, table).version for table in row["tables"]}
         if moved == row["tables"]:
             continue

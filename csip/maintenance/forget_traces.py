@@ -216,13 +216,13 @@ def files_of(
         short = {sha[:12] for sha in kept.values()} if isinstance(kept, Mapping) else set()
         trained |= {p for p in (root / "checkpoints").glob("*-*") if p.stem.rpartition("-")[2] in short}
         for one in references(run.outputs, FILE):
-            # In this store, though it was copied, and the run's own path leads to another one.
-            path = root.joinpath(*Path(one["path"]).parts[-2:])
-            if path.is_file():
+            path = tables.known_file(store, one["path"])
+            if path is not None:
                 (trained if path.suffix == ".safetensors" else shown).add(path)
-    trained |= set((root / "checkpoints").glob("*.state"))
-    pages = [p for p in (root / "reports").glob("*") if p.is_file()]
-    shown |= {p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had}
+    trained |= set(tables.folder(store, "checkpoints").glob("*.state"))
+    pages = [p for p in tables.folder(store, "reports").glob("*") if p.is_file()]
+    pages = [p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had]
+    shown |= {tables.inside(store, "reports", path.name) for path in pages}
     exports = sorted(p.relative_to(root).as_posix() for p in root.glob("*.npz"))
     notes = [f"Exported rankings may hold this person: {shorten(exports)}. Remove them by hand."] if exports else []
     told = [tuple(sorted(path.relative_to(root).as_posix() for path in some)) for some in (shown, trained)]

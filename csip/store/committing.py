@@ -13,6 +13,7 @@ from lance.commit import CommitConflictError
 from lance.schema import LanceSchema
 
 from csip.errors import StoreBusyError, StoreError
+from csip.store.paths import check_table
 from csip.store.versions import check_schema, open_current, why
 from storage_schemas import TABLES
 from storage_schemas.fields import SCHEMA_VERSION, default, key_names, since
@@ -41,9 +42,10 @@ def commit(uri: str, what: str, attempt: Callable[[], T]) -> T:
         attempt: opens the newest version, and commits on it.
 
     Raises:
-        StoreError: it cannot be written; the table is as it was.
+        StoreError: it cannot be written, or a link leads out of the store; the table is as it was.
         StoreBusyError: others came before every time; the table is as it was.
     """
+    check_table(uri)
     for number in range(_ATTEMPTS):
         try:
             return attempt()

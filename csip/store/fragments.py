@@ -22,6 +22,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from csip.errors import StoreError
 from csip.store.committing import commit, commit_fragments_as, open_for_writing
+from csip.store.paths import check_table
 from csip.store.upkeep import FRAGMENT_BYTES, FRAGMENT_ROWS
 from csip.store.versions import table_uri, why
 from csip.store.writing import check_keys, check_rows
@@ -65,6 +66,7 @@ class FragmentWriter:
 
     def __init__(self, store: str, name: str) -> None:
         self._name = name
+        check_table(table_uri(store, name))
         # Looked up once: the fragments of one worker are of one schema.
         self._dataset = open_for_writing(store, name)
         self._waiting: list[pa.Table] = []

@@ -15,7 +15,8 @@ from lance.optimize import Compaction, CompactionOptions
 
 from csip.errors import StoreError
 from csip.store.committing import commit, preempted
-from csip.store.versions import open_current, open_version, table_uri, why
+from csip.store.paths import FOLDERS, check_table, folder
+from csip.store.versions import is_address, open_current, open_version, table_uri, why
 from csip.types import TableRef
 
 _LOG = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def delete_as_read(ref: TableRef, where: str) -> bool:
     Returns:
         Whether they are deleted.
     """
+    check_table(ref.uri)
     try:
         open_version(ref).delete(where, conflict_retries=0)
     except (OSError, CommitConflictError) as error:
@@ -119,6 +121,7 @@ def _preempted(error: Exception, ref: TableRef) -> bool:
 def _compaction(
     ref: TableRef, whole: Extent, leave: Iterable[int], *, deleted_share: float = _DELETED_SHARE
 ) -> tuple[lance.LanceDataset, CompactionOptions]:
+    check_table(ref.uri)
     each = sum(whole.files.values()) // max(whole.rows, 1)
     rows = max(1, min(FRAGMENT_ROWS, FRAGMENT_BYTES // max(each, 1)))
     return open_version(ref), {
@@ -208,7 +211,13 @@ def clean_up(
 
     Returns:
         How many versions, files (manifests not among them) and bytes.
+
+    Raises:
+        StoreError: they cannot be cleaned up, or a link leads out of the store: Lance would follow it.
     """
+    check_table(table_uri(store, name), deep=True)
+    for kind in () if is_address(store) else FOLDERS:
+        folder(store, kind)  # whoever cleans up tables looks for lost files there, too
     dataset = open_current(store, name)
     # No table has a version 0; without any number, Lance takes its own rule of which versions are old.
     asked: dict[str, Any] = {"versions": sorted(versions) or [0], "error_if_tagged_old_versions": False}

@@ -11,6 +11,7 @@ from lance.commit import CommitConflictError
 
 from csip.errors import SchemaMismatchError, StoreError
 from csip.store.committing import commit, open_for_writing
+from csip.store.paths import check_table
 from csip.store.upkeep import merge_small
 from csip.store.versions import is_address, table_uri, try_open, why
 from csip.types import TableRef
@@ -29,6 +30,7 @@ def prepare_store(store: str) -> None:
         if not is_address(store):
             Path(store).mkdir(parents=True, exist_ok=True)
         for name, schema in TABLES.items():
+            check_table(table_uri(store, name))
             if try_open(table_uri(store, name)) is None:
                 _create(table_uri(store, name), schema)
             open_for_writing(store, name)

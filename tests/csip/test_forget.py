@@ -419,3 +419,60 @@ def test_who_writes_at_the_same_time_is_told_to_stop(store, monkeypatch):
         with pytest.raises(StoreError, match="needs the store for itself"):
             forget(store, plan)
     assert len(forgetting.finish(store)) == 1
+
+
+def forge(store, **changes):
+    plan = {"kind": "tracklet", "shas": ["0"], "tracklets": ["bench-carl-0001"]} | changes
+    run = run_record("forged", "forget", {}, {}, {"status": "started"})
+    parts = {name: getattr(run, name) for name in tables.TABLES["runs"].names}
+    tables.record_run(store, RunRecord(**parts | {"config": {"kind": "tracklet", "sha256": ["0"], "plan": plan}}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{beside}", "../victim.txt", "reports/../../victim.txt", "reports/", "victim.txt", "runs.lance/x", "reports/out"],
+)
+def test_a_forged_journal_deletes_nothing_beside_the_store_and_nothing_in_it(store, tmp_path, name):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    Path(store, "reports", "out").symlink_to(victim)
+    forge(store, files=["reports/film-r1.html", name.format(beside=victim)])
+    before = tree(store)
+    with pytest.raises(StoreError, match=r"expected a plain name in checkpoints or reports|leads out of the store"):
+        finish(store)
+    assert victim.read_text() == "precious"
+    assert tree(store) == before
+
+
+def test_a_forged_journal_that_is_no_plan_is_said(store):
+    forge(store, tracklets=7)
+    with pytest.raises(StoreError, match=r"run forged: its plan cannot be read .*tracklets"):
+        finish(store)
+
+
+def test_a_run_with_a_forged_path_deletes_nothing_beside_the_store(store, tmp_path):
+    victims = [tmp_path / "victim.html", tmp_path / "reports" / "page.html"]
+    for victim in victims:
+        victim.parent.mkdir(exist_ok=True)
+        victim.write_text("precious")
+    snapshot = {n: tables.snapshot_row(store, "bench")[n] for n in ("name", "tables", "digest")}
+    for number, path in enumerate(["/anything/../victim.html", str(victims[1]), "reports/.."]):
+        outputs = {"path": path, "sha256": "0"}
+        tables.record_run(store, run_record(f"forged-{number}", "write_report", {"snapshot": snapshot}, outputs, {}))
+    plan = do(store, Selector.of_person("bench", 4))
+    assert plan.files == ("reports/bench-r1.html",)
+    assert [victim.read_text() for victim in victims] == ["precious"] * 2
+
+
+def test_a_page_that_is_a_link_out_of_the_store_is_said_before_anything_is_changed(store, tmp_path):
+    (tmp_path / "victim.html").write_text("precious")
+    Path(store, "reports", "bench-r2.html").symlink_to(tmp_path / "victim.html")
+    with pytest.raises(StoreError, match=r"bench-r2\.html: leads out of the store"):
+        look_up(store, Selector.of_person("bench", 4))
+
+
+def test_a_forged_snapshot_is_said_before_anything_is_changed(store):
+    row = {"name": "../../evil", "digest": "d", "tables": "{}", "config": "{}", "counts": "{}", "videos": "[]"}
+    put(store, "snapshots", [row | {"created": "2020-01-01T00:00:00.000+00:00"}])
+    with pytest.raises(StoreError, match=r"Snapshot '\.\./\.\./evil': .*not written by CSIP"):
+        look_up(store, Selector.of_person("bench", 4))
