@@ -12,6 +12,7 @@ What goes through it is made in `csip.store`, which nothing else imports from. L
 opens its own tables, under `spawn`.
 """
 
+from csip.store.closing import alone, at_work, close_table, closed_by, open_table, seal, young_file
 from csip.store.columns import (
     binary_views,
     boxes_array,
@@ -66,13 +67,17 @@ __all__ = [
     "Rows",
     "RunRecord",
     "TableRef",
+    "alone",
     "any_of",
+    "at_work",
     "binary_views",
     "boxes_array",
     "boxes_column",
     "check_name",
     "check_row",
     "clean_up",
+    "close_table",
+    "closed_by",
     "commit_fragments",
     "compact",
     "count",
@@ -98,6 +103,7 @@ __all__ = [
     "newest_snapshot",
     "now",
     "open_snapshot",
+    "open_table",
     "pinned",
     "plan_compaction",
     "prepare_store",
@@ -107,6 +113,7 @@ __all__ = [
     "read_snapshots",
     "record_run",
     "record_runs",
+    "seal",
     "snapshot_row",
     "snapshot_tag",
     "stream",
@@ -116,4 +123,5 @@ __all__ = [
     "upsert",
     "vectors_array",
     "vectors_column",
+    "young_file",
 ]

@@ -142,7 +142,8 @@ def main() -> int:
             module, _, name = request["function"].rpartition(":")
             out: Output = from_plain(Output, request["out"])
             stage = call(getattr(import_module(module), name), request["arguments"] | {"out": request["out"]})
-            outcome = run_stage(stage, out, name, tell, stop.is_set)
+            with tables.at_work(out.store):  # by itself: it may outlive the process that asked
+                outcome = run_stage(stage, out, name, tell, stop.is_set)
             result = {"outcome": to_plain(outcome)}
     except (CsipError, ValueError) as error:
         if isinstance(error, ValueError):

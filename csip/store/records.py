@@ -15,7 +15,7 @@ import lance
 
 from csip.errors import StoreError
 from csip.store.columns import from_rows
-from csip.store.committing import commit
+from csip.store.committing import commit, refuse_if_closed
 from csip.store.paths import is_plain
 from csip.store.reading import read
 from csip.store.versions import current, exists, quote, table_uri
@@ -148,7 +148,9 @@ def _tag(snapshot: Snapshot, versions: Mapping[str, int]) -> None:
 
 
 def _set_tag(uri: str, tag: str, version: int) -> None:
-    tags = lance.dataset(uri).tags
+    dataset = lance.dataset(uri)
+    refuse_if_closed(dataset)
+    tags = dataset.tags
     try:
         tags.create(tag, version)
     except ValueError:  # it is there, perhaps since this very moment: another process publishes the same

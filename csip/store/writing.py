@@ -105,6 +105,7 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
         SchemaMismatchError: `rows` have other columns than the table.
         ValueError: two of `rows` have the same key.
         StoreError: the commit failed; the table is as it was.
+        StoreBusyError: others' commits came before every time, or somebody is being forgotten in the store.
     """
     check_rows(name, rows.schema)
     keys = key_names(TABLES[name])
@@ -113,6 +114,8 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
     def attempt() -> TableRef:
         dataset = open_for_writing(store, name)
         merge = dataset.merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
+        # Lance would look for a newer version by itself; whether that one may be written to, `open_for_writing` says.
+        merge = merge.conflict_retries(0)
         if replace is not None:
             merge = merge.when_not_matched_by_source_delete(replace)
         merge.execute(rows.cast(TABLES[name]))
@@ -151,6 +154,6 @@ def delete(store: str, name: str, where: str) -> None:
     def attempt() -> None:
         dataset = open_for_writing(store, name)
         if dataset.count_rows(where):
-            dataset.delete(where)
+            dataset.delete(where, conflict_retries=0)
 
     commit(table_uri(store, name), "the deletion of rows", attempt)
