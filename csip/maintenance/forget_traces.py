@@ -1,4 +1,4 @@
-"""Where a person or a video shows: detections, snapshots, runs and files; and what is counted without them.
+"""Where a person or a video shows: detections, snapshots, runs and files.
 
 `gone` are the tracklets that go, by name: their video_sha, track_digest, num_frames and pid.
 """
@@ -14,7 +14,7 @@ import pyarrow as pa
 from csip import tables
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import references, snapshots_in
-from csip.maintenance.snapshots import extractions, generations
+from csip.maintenance.snapshots import generations
 from csip.references import FILE
 from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
@@ -97,12 +97,13 @@ def snapshots_with(
     out = []
     for name, row in known.items():
         parts = set(read_parts(store, row)["tracklet_id"].to_pylist())
-        if _own(row, runs, gone) or parts & set(gone) or set(videos) & set(row["videos"]):
+        if own_tracklets(row, runs, gone) or parts & set(gone) or set(videos) & set(row["videos"]):
             out.append(name)
     return out
 
 
-def _own(row: Mapping[str, Any], runs: Sequence[RunRecord], gone: Tracklets) -> dict[str, Mapping[str, Any]]:
+def own_tracklets(row: Mapping[str, Any], runs: Sequence[RunRecord], gone: Tracklets) -> Tracklets:
+    """Give those of some tracklets that a snapshot publishes."""
     mine, videos = generations(row, runs), {"", *row["videos"]}
     return {n: one for n, one in gone.items() if one["track_digest"] in mine and one["video_sha"] in videos}
 
@@ -113,74 +114,6 @@ def read_parts(store: str, row: Mapping[str, Any]) -> pa.Table:
         return tables.TABLES["splits"].empty_table()
     ref = TableRef(table_uri(store, "splits"), row["tables"]["splits"])
     return tables.read(ref, ["pid", "role"], f"dataset = {quote(row['name'])}")
-
-
-def snapshot_counts(
-    store: str,
-    row: Mapping[str, Any],
-    runs: Sequence[RunRecord],
-    gone: Tracklets,
-    videos: Sequence[str],
-    detected: Mapping[tuple[str, str], int],
-) -> dict[str, Any]:
-    """Give what a snapshot counts without some tracklets and videos."""
-    counts, made, own = dict(row["counts"]), extractions(row, runs), _own(row, runs, gone)
-    left_out = [sha for sha in row["videos"] if sha in videos]
-    behind = {(sha, run.outputs["detect_digest"]) for sha, run in made.items()}
-    fewer = {
-        "tracklets": len(own),
-        ("crops" if "crops" in counts else "frames"): sum(one["num_frames"] for one in own.values()),
-        "detections": sum(number for pair, number in detected.items() if pair in behind),
-        "videos": len(left_out),
-    }
-    if row["videos"]:
-        fewer["frames"] = sum(made[sha].counts["frames"] for sha in left_out if sha in made)
-    fewer |= _fewer_parts(store, row, gone)
-    for name, number in fewer.items():
-        if isinstance(counts.get(name), int):
-            counts[name] = max(0, counts[name] - number)
-    before = counts.get(FORGOTTEN, {}).get("tracklets", 0)
-    return counts | {FORGOTTEN: {"tracklets": before + len(own), "when": tables.now()[:10]}}
-
-
-def _fewer_parts(store: str, row: Mapping[str, Any], gone: Tracklets) -> dict[str, int]:
-    """Count the people and parts that leave; as a snapshot does, under the first protocol and split."""
-    table = read_parts(store, row)
-    named = list(zip(*(table[n].to_pylist() for n in ("protocol", "split", "tracklet_id", "pid", "role")), strict=True))
-    first = [one[2:] for one in named if one[:2] == named[0][:2]]
-    out: dict[str, int] = {}
-    left = [one for one in first if one[0] not in gone]
-    out["train_people"] = len(_people(first, "train")) - len(_people(left, "train"))
-    out["test_people"] = len(_tested(first)) - len(_tested(left))
-    for role in ("train", "query", "gallery"):
-        out[f"{role}_parts"] = sum(name in gone and one == role for name, _, one in first)
-    return out
-
-
-def _people(parts: Sequence[tuple[str, int, str]], role: str) -> set[int]:
-    return {pid for _, pid, one in parts if one == role}
-
-
-def _tested(parts: Sequence[tuple[str, int, str]]) -> set[int]:
-    return _people(parts, "query") | (_people(parts, "gallery") - {0})  # distractors are nobody
-
-
-def run_counts(
-    runs: Sequence[RunRecord], gone: Tracklets, videos: Sequence[str], detected: Mapping[tuple[str, str], int]
-) -> dict[str, dict[str, Any]]:
-    """Give what the runs that finished videos count without some tracklets and detections."""
-    out = {}
-    for run in (run for run in runs if run.stage == "track_video"):
-        sha, track = run.outputs["video_sha"], run.outputs["track_digest"]
-        mine = [row for row in gone.values() if (row["video_sha"], row["track_digest"]) == (sha, track)]
-        fewer = {
-            "tracklets": len(mine),
-            "crops": sum(row["num_frames"] for row in mine),
-            "detections": detected.get((sha, run.outputs["detect_digest"]), 0),
-        }
-        if any(fewer.values()) or sha in videos:
-            out[run.run_id] = dict(run.counts) | {name: run.counts.get(name, 0) - n for name, n in fewer.items()}
-    return out
 
 
 def paths_of(store: str, videos: Sequence[str], runs: Sequence[RunRecord]) -> tuple[str, ...]:
