@@ -20,17 +20,16 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from csip import tables
 from csip.errors import StoreBusyError, StoreError
 from csip.maintenance.forget_plan import BY_TRACKLET, Plan, Selector, make_plan
+from csip.maintenance.forget_scrub import Scrub
 from csip.maintenance.forget_traces import FORGOTTEN, doomed_detections
 from csip.maintenance.snapshots import published
 from csip.plain import from_plain, to_plain
-from csip.references import FILE, TABLE
 from csip.source import git_commit
 from csip.tables import RunRecord, table_uri
 from csip.types import Snapshot
@@ -256,51 +255,11 @@ def _publish_again(store: str, plan: Plan, versions: Mapping[str, int]) -> None:
 
 def _change_runs(store: str, journal: _Journal, versions: Mapping[str, int]) -> None:
     """Take what is personal out of the runs, and let them name the versions that stay, in one commit."""
-    plan, changed = journal.plan, []
-    names = frozenset(plan.tracklets)
-    scrub = _Scrub(names, plan, versions)
-    for run in tables.find_runs(store, "true"):
-        if run.run_id == journal.run.run_id:
-            continue
-        parts = {one: scrub(getattr(run, one)) for one in ("inputs", "outputs", "config")}
-        new = replace(run, **parts, counts=scrub(plan.runs.get(run.run_id, run.counts)))
-        if new != run:
-            changed.append(new)
+    scrub = Scrub(journal.plan, versions)
+    runs = [run for run in tables.find_runs(store, "true") if run.run_id != journal.run.run_id]
+    changed = [new for run, new in zip(runs, map(scrub, runs), strict=True) if new != run]
     if changed:
         tables.record_runs(store, changed)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scrub:
-    """Copies plain values without what is personal in them."""
-
-    names: frozenset[str]
-    plan: Plan
-    versions: Mapping[str, int]
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self(one) for one in value]
-        if isinstance(value, str):
-            return self._text(value)
-        if not isinstance(value, Mapping):
-            return value
-        if set(value) == TABLE and Path(value["uri"]).stem in self.versions:
-            return {"uri": value["uri"], "version": self.versions[Path(value["uri"]).stem]}
-        if set(value) == FILE and "/".join(Path(value["path"]).parts[-2:]) in self.plan.files:
-            return {FORGOTTEN: value["sha256"]}
-        if value.get("video_sha") in self.plan.videos:
-            value = dict(value) | {name: "" for name in ("path", "camera") if name in value}
-        return {self._text(key): self(one) for key, one in value.items()}
-
-    def _text(self, text: str) -> str:
-        if text in self.names:
-            return ""
-        for path in self.plan.paths:
-            if text.rpartition("/")[2] == Path(path).name:
-                return ""
-            text = text.replace(path, "")
-        return text
 
 
 def _purge(store: str, name: str, newest: int) -> None:

@@ -20,6 +20,7 @@ from csip.maintenance.forget_counts import Gone, run_counts, snapshot_counts
 from csip.maintenance.forget_traces import (
     Tracklets,
     doomed_detections,
+    dropped_with,
     files_of,
     paths_of,
     read_parts,
@@ -126,7 +127,7 @@ def make_plan(store: str, selector: Selector) -> Plan:
     )
     had = snapshots_with(store, known, runs, gone.tracklets, videos)
     changed = {name: snapshot_counts(store, known[name], runs, gone) for name in had}
-    files, trained, notes = files_of(store, runs, had)
+    files, trained, notes = files_of(store, runs, [*had, *dropped_with(runs, known, gone.tracklets, videos)])
     return Plan(
         kind=selector.kind,
         shas=selector.shas,

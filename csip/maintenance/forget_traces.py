@@ -15,7 +15,7 @@ from csip import tables
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import references, snapshots_in
 from csip.maintenance.snapshots import generations
-from csip.references import FILE
+from csip.references import FILE, once_each, things_in
 from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
 
@@ -102,6 +102,25 @@ def snapshots_with(
     return out
 
 
+def dropped_with(
+    runs: Sequence[RunRecord], known: Collection[str], gone: Tracklets, videos: Sequence[str]
+) -> list[str]:
+    """Name the snapshots that are published no more and that may have shown some tracklets or videos.
+
+    Their rows cannot be looked at any more; runs tell which data set or videos they were of.
+    """
+    shas = {*videos, *(row["video_sha"] for row in gone.values())} - {""}
+    digests = {row["track_digest"] for row in gone.values()}
+    out = set()
+    for run in runs:
+        things = list(once_each(things_in([run.inputs, run.outputs])))
+        of_videos = {thing.name for thing in things if thing.kind == "video"} & shas
+        for one in (thing for thing in things if thing.kind == "snapshot" and thing.name not in known):
+            if one.facts["digest"] in digests or (of_videos and run.stage == "publish"):
+                out.add(one.name)
+    return sorted(out)
+
+
 def own_tracklets(row: Mapping[str, Any], runs: Sequence[RunRecord], gone: Tracklets) -> Tracklets:
     """Give those of some tracklets that a snapshot publishes."""
     mine, videos = generations(row, runs), {"", *row["videos"]}
@@ -122,17 +141,21 @@ def paths_of(store: str, videos: Sequence[str], runs: Sequence[RunRecord]) -> tu
         return ()
     table = tables.read(tables.current(store, "videos"), ["path"])
     out = {p for sha, p in zip(*(table[n].to_pylist() for n in ("video_sha", "path")), strict=True) if sha in videos}
-    keys = frozenset({"video_sha", "path"})
     for run in runs:
-        out |= {one["path"] for one in _with_keys([run.inputs, run.outputs], keys) if one["video_sha"] in videos}
+        out |= {one for sha, some in video_paths([run.inputs, run.outputs]).items() if sha in videos for one in some}
     return tuple(sorted(out - {""}))
 
 
-def _with_keys(value: Any, keys: frozenset[str]) -> list[Mapping[str, Any]]:
-    if isinstance(value, Mapping):
-        here = [value] if keys <= set(value) else []
-        return here + [one for inner in value.values() for one in _with_keys(inner, keys)]
-    return [one for inner in value for one in _with_keys(inner, keys)] if isinstance(value, list) else []
+def video_paths(value: Any) -> dict[str, set[str]]:
+    """List where the videos lay that a run's inputs or outputs name: video_sha -> paths."""
+    out: dict[str, set[str]] = {}
+    if isinstance(value, Mapping) and {"video_sha", "path"} <= set(value):
+        out[value["video_sha"]] = {value["path"]}
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for one in inner:
+        for sha, paths in video_paths(one).items():
+            out.setdefault(sha, set()).update(paths)
+    return out
 
 
 def files_of(

@@ -104,6 +104,17 @@ def write_film(store):
     return publish(store, "film", "6" * 64, settings, counts, [FILM, OTHER])
 
 
+def put_page(store, snapshot):
+    """A report and a checkpoint, and the runs that made them of a snapshot."""
+    for kind, name in (("reports", "-r1.html"), ("checkpoints", "-0123456789ab.safetensors")):
+        path = Path(store, kind, snapshot["name"] + name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(f"{kind} of {snapshot['name']}".encode())
+        outputs = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        run = run_record(f"{kind}-{snapshot['name']}", kind, {"snapshot": snapshot}, outputs, {})
+        tables.record_run(store, run)
+
+
 def make_store(folder):
     store = str(folder)
     tables.prepare_store(store)
@@ -114,13 +125,7 @@ def make_store(folder):
     bench = publish(store, "bench", "5" * 64, {}, counts, [])
     film = write_film(store)
     for snapshot in (bench, film):
-        for kind, name in (("reports", "-r1.html"), ("checkpoints", "-0123456789ab.safetensors")):
-            path = Path(store, kind, snapshot["name"] + name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(f"{kind} of {snapshot['name']}".encode())
-            outputs = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            run = run_record(f"{kind}-{snapshot['name']}", kind, {"snapshot": snapshot}, outputs, {})
-            tables.record_run(store, run)
+        put_page(store, snapshot)
     for run_id, table in (("e1", "embeddings"), ("c1", "frame_features")):
         ref = tables.current(store, table)
         outputs = {"table": {"uri": ref.uri, "version": ref.version}, "encoder_digest": "f" * 64, "encoder": "trained"}
@@ -293,6 +298,36 @@ def test_pages_of_these_people_are_deleted_and_checkpoints_are_told(store):
     assert left == ["bench-0123456789ab.safetensors", "film-0123456789ab.safetensors", "film-r1.html"]
     (run,) = tables.find_runs(store, "run_id = 'reports-bench'")
     assert set(run.outputs) == {"forgotten"}
+
+
+@pytest.mark.parametrize(("who", "kind"), [("a pid", "bench"), ("a provisional pid", "film"), ("a video", "film")])
+def test_pages_of_snapshots_that_were_dropped_go_too_where_they_may_show_the_person(store, who, kind):
+    film = {n: tables.snapshot_row(store, "film")[n] for n in ("name", "tables", "digest")}
+    inputs = {"videos": {"videos": [{"video_sha": FILM, "path": "/films/wedding.mp4"}]}}
+    for name, sha in (("film", FILM), ("other", OTHER)):
+        old = film | {"name": f"{name}-old", "digest": "7" * 64}
+        inputs["videos"]["videos"][0]["video_sha"] = sha
+        tables.record_run(store, run_record(f"p-{name}", "publish", json.loads(json.dumps(inputs)), old, {}))
+        put_page(store, old)
+    put_page(store, film | {"name": "bench-old", "digest": "5" * 64})
+    plan = do(store, PEOPLE[who][0](store))
+    assert f"reports/{kind}-old-r1.html" in plan.files
+    left = {f"{name}-old-r1.html" for name in ("film", "other", "bench")} - {f"{kind}-old-r1.html"}
+    assert left <= {path.name for path in Path(store, "reports").iterdir()}
+    assert not Path(store, "reports", f"{kind}-old-r1.html").exists()
+    assert f"checkpoints/{kind}-old-0123456789ab.safetensors" in plan.trained
+    assert faults(store) == []
+
+
+def test_another_video_of_the_same_name_keeps_it(store):
+    elsewhere = {"video_sha": OTHER, "path": "/other/wedding.mp4", "camera": "door"}
+    outputs = {"video_sha": OTHER, "detect_digest": DETECT, "track_digest": TRACK}
+    run = run_record("t-other", "track_segment", {"video": elsewhere}, outputs, {})
+    tables.record_run(store, run)
+    do(store, Selector.of_video(store, FILM))
+    assert tables.find_runs(store, "run_id = 't-other'") == [run]
+    (run,) = tables.find_runs(store, "run_id = 't-7'")
+    assert run.inputs == {"video": {"video_sha": FILM, "path": "", "camera": ""}}
 
 
 def test_a_self_labelled_pid_and_a_film_that_still_shows_the_person_are_said(store):
