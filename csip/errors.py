@@ -31,7 +31,7 @@ class StoreError(CsipError):
 
 
 class StoreBusyError(StoreError):
-    """Other writers came before every time; another attempt may succeed."""
+    """Other writers came before every time, or somebody is being forgotten; another attempt may succeed."""
 
 
 class SchemaMismatchError(StoreError):

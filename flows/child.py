@@ -59,7 +59,7 @@ def run_stage(
         StoppedError: the stage was closed.
     """
     last = float("-inf")
-    curves = _Curves(Path(out.store) / "tensorboard" / f"{name}-{out.run_id}")
+    curves = _Curves(out.store, f"{name}-{out.run_id}")
     try:
         while True:
             try:
@@ -87,15 +87,15 @@ def run_stage(
 class _Curves:
     """TensorBoard's event files of one run; its library is loaded when there is something to write."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: str, name: str) -> None:
+        self._store, self._name = store, name
         self._writer: SummaryWriter | None = None
 
     def add(self, record: Progress) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder))
+            self._writer = SummaryWriter(str(tables.folder(self._store, "tensorboard") / self._name))
         for name, value in record.values.items():
             self._writer.add_scalar(name, value, record.done)
 
@@ -142,7 +142,8 @@ def main() -> int:
             module, _, name = request["function"].rpartition(":")
             out: Output = from_plain(Output, request["out"])
             stage = call(getattr(import_module(module), name), request["arguments"] | {"out": request["out"]})
-            outcome = run_stage(stage, out, name, tell, stop.is_set)
+            with tables.at_work(out.store):  # by itself: it may outlive the process that asked
+                outcome = run_stage(stage, out, name, tell, stop.is_set)
             result = {"outcome": to_plain(outcome)}
     except (CsipError, ValueError) as error:
         if isinstance(error, ValueError):

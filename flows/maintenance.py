@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
+from csip import tables
 from csip.maintenance.collect import Collected, collect
 from csip.maintenance.diff import MOST_NAMES, TableDiff, diff
 from csip.maintenance.forget import Plan, Selector, finish, forget, forgotten_on, look_up
@@ -98,7 +100,8 @@ def _value(value: Any) -> str:
 
 def clean(store: str, drop: Sequence[str], *, dry_run: bool, force: bool, older_than: timedelta, as_json: bool) -> None:
     """Give back what nothing names."""
-    done = collect(store, dry_run=dry_run, drop=drop, force=force, older_than=older_than)
+    with contextlib.nullcontext() if dry_run else tables.at_work(store):
+        done = collect(store, dry_run=dry_run, drop=drop, force=force, older_than=older_than)
     if as_json:
         terminal.show_json({"store": store, "dry_run": dry_run, **to_plain(done)})
         return

@@ -135,7 +135,8 @@ def _run(function: Any, store: str, given: dict[str, Any], *, work: Work | None,
         reporter.warn(text)
 
     shared = shared and runtime.processes * runtime.nodes > 1
-    with held(work, runtime, runtime.processes if shared else 1, f"{name} of run {out.run_id}", tell) as device:
+    count = runtime.processes if shared else 1
+    with held(work, runtime, count, f"{name} of run {out.run_id}", tell) as device, tables.at_work(store):
         if cached and device.waited and (known := _done_before(store, key)) is not None:
             return _give_again(known, store, kind, logger)
         started, begun = tables.now(), time.monotonic()

@@ -1,11 +1,13 @@
 """`csip snapshots`, `verify`, `diff` and `gc` on stores that `csip` itself has filled."""
 
+import base64
 import io
 import json
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from csip import tables
@@ -175,6 +177,43 @@ def test_forgetting_asks_first_and_removes_a_person_and_a_film_of_a_built_store(
     assert [path for path in own_store.rglob("*") if path.is_file() and b"street.mp4" in path.read_bytes()] == []
     assert len(tables.read(tables.current(str(own_store), "detections"))) == 0
     assert command("verify", "--store", own_store, "--deep").code == 0
+
+
+def holding(store, *traces):
+    """The files of a store that hold one of some texts or bytes, checkpoints left out: those are told."""
+    files = [path for path in store.rglob("*") if path.is_file() and path.parent.name != "checkpoints"]
+    return [path for path in files if any(trace in path.read_bytes() for trace in traces)]
+
+
+def test_nothing_but_checkpoints_is_left_of_a_forgotten_person_after_a_training(command, demo, tmp_path):
+    store = Path(shutil.copytree(demo.store, tmp_path / "store"))
+    parts = tables.read(tables.current(str(store), "splits"), ["role"]).to_pylist()
+    names = [next(part["tracklet_id"] for part in parts if part["role"] == role) for role in ("train", "query")]
+    where = tables.any_of("tracklet_id", names)
+    pictures = tables.read(tables.current(str(store), "crops"), ["image"], where)["image"].to_pylist()
+    vectors = [
+        np.array(row, np.float32).tobytes()
+        for table in ("embeddings", "frame_features")
+        for row in tables.read(tables.current(str(store), table), ["feature"], where)["feature"].to_pylist()
+    ]
+    boxes = {tuple(box) for box in tables.read(tables.current(str(store), "crops"), ["box"], where)["box"].to_pylist()}
+    raw = [one[len(one) // 2 :][:60] for one in pictures]
+    # As a page has them: three places for each four letters of a picture's own code.
+    coded = [base64.b64encode(one[300:420]) for one in pictures]
+    traces = [*(name.encode() for name in names), *raw, *coded, *(one[:64] for one in vectors)]
+    kinds = {path.relative_to(store).parts[0] for path in holding(store, *traces)}
+    assert {"crops.lance", "embeddings.lance", "frame_features.lance", "reports"} <= kinds
+    words = [word for name in names for word in ("--tracklet", name)]
+    done = command("forget", "--store", store, *words, "--yes", "--json")
+    assert done.code == 0, done.err
+    assert holding(store, *traces) == []
+    left = {tuple(box) for box in tables.read(tables.current(str(store), "detections"), ["box"])["box"].to_pylist()}
+    assert not boxes & left
+    # Those of the networks that were trained on one of them, and where their trainings were.
+    trained = {path.name for path in (store / "checkpoints").iterdir() if not path.name.startswith("initialise")}
+    assert trained <= {Path(path).name for path in json.loads(done.out)["trained"]}
+    found = command("verify", "--store", store, "--deep", "--json")
+    assert [one for one in json.loads(found.out)["findings"] if one["kind"] == "fault"] == []
 
 
 def test_whom_to_forget_is_named_in_one_way(command, own_store):

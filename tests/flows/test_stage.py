@@ -266,6 +266,23 @@ def test_only_what_may_pass_is_tried_again(toys, store, tmp_path, how, error, at
     assert len(mark.read_text().split()) == attempts
 
 
+@pytest.mark.parametrize("work", [None, "training"])
+def test_nobody_is_forgotten_while_a_stage_is_at_work(toys, store, work):
+    told = stage(toys.want_it_alone, work=work, cached=False)(store, RuntimeConfig(device="cpu")).path
+    (run,) = runs(store, "want_it_alone")
+    # A child holds the store by itself as well: it may outlive the process that started it.
+    holders = sorted({os.getpid(), run.counts["pid"]})
+    assert f"is at work on it, process {', '.join(map(str, holders))}, and `csip forget` needs it alone" in told
+    with tables.alone(store, "run 1"):
+        pass
+
+
+def test_a_stage_that_begins_while_somebody_is_forgotten_is_refused_and_tried_again(toys, store):
+    with tables.alone(store, "run 1"), pytest.raises(StoreBusyError, match="somebody is being forgotten in it"):
+        stage(toys.write_table, work=None, cached=False)(store, SplitConfig())
+    assert runs(store, "write_table") == []
+
+
 def is_alive(pid):
     try:
         status = Path(f"/proc/{pid}/stat").read_text()

@@ -69,6 +69,18 @@ def write_from_child(out: Output, frames: int, pause: float, runtime: RuntimeCon
     return Outcome(FileRef(str(path), "0" * 64), {"pid": os.getpid()})
 
 
+def want_it_alone(out: Output, runtime: RuntimeConfig) -> Stage[FileRef]:
+    """Try to have the store alone, as `csip forget` does; say why that is refused."""
+    yield Progress("want_it_alone", 1, 1, "tries")
+    told = "it is alone"
+    try:
+        with tables.alone(out.store, "run 1"):
+            pass
+    except StoreBusyError as error:
+        told = str(error)
+    return Outcome(FileRef(told, "0" * 64), {"pid": os.getpid()})
+
+
 def take_time(out: Output, runtime: RuntimeConfig) -> Stage[FileRef]:
     """Take half a second; leave a file that says from when to when, and which CUDA devices were shown."""
     begun = time.time()
