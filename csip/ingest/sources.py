@@ -11,7 +11,7 @@ from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, VideoError
 from csip.ingest.decoder import Decoder
 from csip.ingest.find import SHOWN, Found, Named, expand_all, real_path
-from csip.ingest.known_files import KnownFiles, look_at
+from csip.ingest.known_files import FileState, KnownFiles, look_at
 from csip.ingest.plan import make_plan
 from csip.ingest.records import extract_digests, finished_ever, finished_videos
 from csip.ingest.video import VideoInfo
@@ -30,9 +30,6 @@ from csip.tables import any_of
 from csip.types import ExtractDigests, Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
 _LOG = logging.getLogger(__name__)
-
-# Disks and networks slower than this, in bytes a second, are not waited for.
-_SLOWEST_READ = 5e6
 
 Size = tuple[int, int]
 """Of a video's frames: height and width, pixels."""
@@ -112,7 +109,7 @@ class _Looking:
         try:
             info = decoder.probe(one.path)
         except VideoError as error:
-            self._look_at_unreadable(one, sha, str(error))
+            self._look_at_unreadable(one, state, str(error))
             return
         self._known_files.remember(one.path, state, info.sha256)
         if info.sha256 in self._gone:
@@ -127,14 +124,15 @@ class _Looking:
         row = self._rows.get(sha)
         return sha in self._done and row is not None and row["status"] != QUARANTINED and row["bytes"] == size
 
-    def _look_at_unreadable(self, one: Named, sha: str, reason: str) -> None:
-        seen = look_at(one.path)
-        size = seen.bytes if seen else 0
-        patience = self._runtime.decode_stall_seconds + size / _SLOWEST_READ
-        sha = sha or named_by_content(one.path, patience)
+    def _look_at_unreadable(self, one: Named, state: FileState | None, reason: str) -> None:
+        sha = self._known_files.digest_of(state)
+        if not sha:
+            sha = named_by_content(one.path, self._runtime.decode_stall_seconds)
+            if sha != named_by_place(one.path):
+                self._known_files.remember(one.path, state, sha)
         if sha in self._gone:
             self._refused += 1
-        elif self._is_settled(sha, size):
+        elif state is not None and self._is_settled(sha, state.bytes):
             # All that is wanted of it is in the store.
             _LOG.warning("Extracted before, and unreadable now: %s", reason)
             self._add(one, sha, self._rows[sha]["duration"])

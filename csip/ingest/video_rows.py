@@ -16,7 +16,6 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from csip import tables
-from csip.files import digest_file
 from csip.ingest.known_files import look_at
 from csip.ingest.plan import VideoPlan
 from csip.ingest.records import finished_ever
@@ -24,6 +23,8 @@ from csip.maintenance.forget import FORGOTTEN
 from csip.tables import any_of, quote
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
+
+_BLOCK = 1 << 20
 
 Row = dict[str, Any]
 
@@ -94,26 +95,33 @@ def named_by_place(path: Path) -> str:
     return hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()
 
 
-def named_by_content(path: Path, seconds: float) -> str:
+def named_by_content(path: Path, stall: float) -> str:
     """Make the key of a file that is no video: of its bytes, or by its place where it does not give them.
 
     Args:
         path: of the file.
-        seconds: that its disk or network is waited for.
+        stall: seconds without a byte after which its disk or network is given up.
     """
     if look_at(path) is None:
         return named_by_place(path)  # To open a pipe is to wait for whoever writes to it.
-    answer: SimpleQueue[str] = SimpleQueue()
+    signs: SimpleQueue[str] = SimpleQueue()
 
     def read() -> None:
+        digest = hashlib.sha256()
         try:
-            answer.put(digest_file(path))
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    signs.put("")
+            signs.put(digest.hexdigest())
         except OSError:
-            answer.put(named_by_place(path))
+            signs.put(named_by_place(path))
 
     # Should it hang for good, it does not keep this process from ending.
     threading.Thread(target=read, name="digest", daemon=True).start()
     try:
-        return answer.get(timeout=seconds)
+        while not (key := signs.get(timeout=stall)):
+            pass
     except Empty:
         return named_by_place(path)
+    return key

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import itertools
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
 from csip.errors import DecoderLostError, SourceError, WeightsError
-from csip.ingest import known_files, video_rows
+from csip.ingest import known_files, sources, video_rows
 from csip.ingest.decoder import Decoder
 from csip.ingest.records import extract_digests, record_pass
 from csip.ingest.sources import list_videos
@@ -340,12 +341,20 @@ def test_a_file_that_was_unreadable_once_has_no_row_that_says_so_for_ever(listed
 
 def test_a_file_that_does_not_answer_is_named_by_its_place(tmp_path, monkeypatch):
     path = tmp_path / "hung.mp4"
-    path.write_bytes(b"x")
-    assert video_rows.named_by_content(path, 60) == hashlib.sha256(b"x").hexdigest()
-    monkeypatch.setattr(video_rows, "digest_file", lambda _: time.sleep(5))
+    path.write_bytes(b"x" * 3_000_000)
+    assert video_rows.named_by_content(path, 60) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+    class Hung(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > 1_500_000:
+                time.sleep(5)
+            return super().read(size)
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Hung(self.read_bytes()))
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"x" * 3_000_000)
     begun = time.monotonic()
-    assert video_rows.named_by_content(path, 0.1) == hashlib.sha256(str(path).encode()).hexdigest()
-    assert time.monotonic() - begun < 2
+    assert video_rows.named_by_content(path, 0.2) == hashlib.sha256(str(path).encode()).hexdigest()
+    assert time.monotonic() - begun < 3
 
 
 # ------------------------------------------------------------------------------------------------ known without reading
@@ -373,6 +382,16 @@ def test_a_video_beside_known_ones_is_the_only_one_that_is_read(listed, videos, 
     assert set(remembered.value.videos) < set(outcome.value.videos)
     counts = outcome.counts
     assert (counts["videos"], counts["already_extracted"], counts["duplicate_files"]) == (3, 2, 1)
+
+
+def test_what_is_no_video_is_tried_again_but_digested_once(listed, videos, remembered, probed, monkeypatch):
+    (videos / "text.avi").write_text("no video")
+    digested = []
+    name = sources.named_by_content
+    monkeypatch.setattr(sources, "named_by_content", lambda path, stall: digested.append(path) or name(path, stall))
+    for _ in range(2):
+        assert listed(videos)[1].counts["unreadable_files"] == 1
+    assert (probed.asked, digested) == (["text.avi"] * 2, [videos / "text.avi"])
 
 
 def test_a_touched_or_replaced_file_is_read_again(listed, videos, remembered, probed):
