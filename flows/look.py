@@ -20,9 +20,8 @@ def check(sources: tuple[str, ...], experiment: Experiment, *, as_json: bool) ->
     if as_json:
         terminal.show_json(counts)
     else:
-        terminal.OUT.print(
-            terminal.facts("Nothing wrong", [(name.replace("_", " "), value) for name, value in counts.items()])
-        )
+        rows = [(name.replace("_", " "), terminal.listing(value)) for name, value in counts.items()]
+        terminal.OUT.print(terminal.facts("Nothing wrong", rows))
 
 
 def show_config(experiment: Experiment, origins: Mapping[str, str], *, as_json: bool) -> None:

@@ -86,6 +86,13 @@ def facts(title: str, rows: Sequence[tuple[str, object]]) -> RenderableType:
     return Group(Text(title, style="bold"), *lines, Text(""))
 
 
+def listing(value: object) -> object:
+    """Write numbers by what they count in one line, "none" where there are none; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    return ", ".join(f"{number} {what}" for what, number in value.items() if number) or "none"
+
+
 def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableType:
     """Lay out one row an encoder: mAP and its interval, mINP, rank-k, and how many queries counted.
 

@@ -45,7 +45,12 @@ def publish(
     members = [(v.video_sha, v.camera) for v in videos.videos if v.video_sha in runs]
     content = digest(sorted(members), videos.digests.track, config.split, source_digest("csip.evaluation.protocol"))
     name = f"{config.dataset}-{content[:8]}"
-    counts = _count(runs, left_out)
+    counts = _count(out.store, runs, left_out)
+    if not members:
+        raise TooLittleDataError(
+            f"None of {len(left_out)} videos could be extracted, expected at least one (the first: {left_out[0]}). The "
+            "log of this run, and the table `videos`, say why; `csip check` looks at the files."
+        )
     if not counts["tracklets"]:
         raise TooLittleDataError(
             f"Found no tracklet in {len(members)} videos ({counts['frames']} frames, {counts['detections']} "
@@ -77,7 +82,11 @@ def _finished(store: str, videos: VideoList, extracted: tuple[tuple[ExtractedVid
     return {run.outputs["video_sha"]: run for run in own if run.outputs["video_sha"] in wanted}
 
 
-def _count(runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]:
+def _count(store: str, runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]:
+    behind = _detected(store, runs)
+    people: Counter[str] = Counter()
+    for run in behind:
+        people.update(run.counts.get("left_out", {}))
     dropped: Counter[str] = Counter()
     rules: Counter[str] = Counter()
     for run in runs.values():
@@ -88,11 +97,21 @@ def _count(runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]
     return {
         "videos": len(runs),
         "videos_left_out": len(left_out),
+        "partial_videos": len({run.outputs["video_sha"] for run in behind if run.counts.get("reason")}),
         **total,
+        "people_left_out": dict(sorted(people.items())),
         "keypoint_confidence": round(weighted / max(total["crops"], 1), 4),
         "dropped": dict(sorted(dropped.items())),
         "rules": dict(sorted(rules.items())),
     }
+
+
+def _detected(store: str, runs: dict[str, RunRecord]) -> list[RunRecord]:
+    """List the runs that detected what `runs` tracked, a segment each; two builds at once may have done one twice."""
+    wanted = {(sha, run.outputs["detect_digest"]) for sha, run in runs.items()}
+    every = tables.find_runs(store, "stage = 'detect_video'")
+    mine = [run for run in every if (run.outputs["video_sha"], run.outputs["detect_digest"]) in wanted]
+    return list({run.key: run for run in mine}.values())
 
 
 def _write_splits(

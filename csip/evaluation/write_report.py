@@ -56,7 +56,8 @@ from csip.types import (
 
 _NAMES = {"trained": "trained", "untrained": "untrained encoder", "hsv-histogram": "HSV colour histogram"}
 _ORDER = (
-    *("videos", "videos_left_out", "cameras", "frames", "detections", "tracklets", "dropped", "crops"),
+    *("videos", "videos_left_out", "partial_videos", "cameras", "frames", "detections", "people_left_out"),
+    *("tracklets", "dropped", "crops"),
     *("train_people", "test_people", "train_parts", "query_parts", "gallery_parts", "left_out_of_protocol"),
 )
 _TERMS = ("loss", "identity", "triplet", "prototype", "frame", "contrast", "reconstruction")

@@ -1,19 +1,13 @@
-"""What the store remembers of an extraction: digests that decide rows, videos, and finished passes."""
+"""What the store remembers of an extraction: digests that decide rows, and finished passes."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
 import uuid
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from csip import tables
 from csip.config import ExtractConfig
-from csip.files import digest_file
-from csip.ingest.video import VideoInfo
 from csip.ingest.yolo import resolve_weights
 from csip.plain import digest, to_plain
 from csip.source import git_commit
@@ -53,35 +47,9 @@ def finished_videos(store: str, track_digest: str) -> dict[str, RunRecord]:
     return {run.outputs["video_sha"]: run for run in runs if run.outputs["track_digest"] == track_digest}
 
 
-def record_video(store: str, path: Path, info: VideoInfo | None, status: str, reason: str, num_frames: int) -> None:
-    """Write a video's row; without `info`, of a file that could not be read, under the digest of what there is."""
-    sha, size = (info.sha256, info.bytes) if info else _content(path)
-    row = {
-        "video_sha": sha,
-        "path": os.path.realpath(path).encode(errors="backslashreplace").decode(),
-        "bytes": size,
-        "codec": info.codec if info else "",
-        "width": info.width if info else 0,
-        "height": info.height if info else 0,
-        "fps": info.fps if info else 0.0,
-        "expected_frames": info.announced_frames if info else 0,
-        "num_frames": num_frames,
-        "duration": info.duration if info else 0.0,
-        "status": status,
-        "reason": reason,
-    }
-    tables.upsert(store, "videos", tables.from_rows("videos", [row]))
-
-
-def _content(path: Path) -> tuple[str, int]:
-    """Digest and measure a file that is no video; one that cannot even be read is known by its path."""
-    nameless = hashlib.sha256(os.fsencode(path)).hexdigest(), 0
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return nameless  # To open a pipe is to wait for whoever writes to it.
-        return digest_file(path), path.stat().st_size
-    except OSError:
-        return nameless
+def finished_ever(store: str) -> frozenset[str]:
+    """Name the videos, by SHA-256, that were extracted under any digest."""
+    return frozenset(run.outputs["video_sha"] for run in tables.find_runs(store, "stage = 'track_video'"))
 
 
 def record_pass(

@@ -89,7 +89,7 @@ def check_keys(name: str, keys: pa.Table) -> None:
         )
 
 
-def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None) -> TableRef:
+def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None, keep: str | None = None) -> TableRef:
     """Write rows by key in one commit: new keys are added, known keys overwritten.
 
     Args:
@@ -97,6 +97,8 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
         name: the table's.
         rows: of the table's schema.
         replace: rows in the table that meet this condition and are not among `rows` are deleted in the same commit.
+        keep: rows in the table that meet this condition when the commit comes about are not overwritten; columns are
+            written as `target.NAME`.
 
     Returns:
         The version that the commit made.
@@ -113,7 +115,8 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
 
     def attempt() -> TableRef:
         dataset = open_for_writing(store, name)
-        merge = dataset.merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
+        give_way = None if keep is None else f"NOT ({keep})"
+        merge = dataset.merge_insert(keys).when_matched_update_all(give_way).when_not_matched_insert_all()
         # Lance would look for a newer version by itself; whether that one may be written to, `open_for_writing` says.
         merge = merge.conflict_retries(0)
         if replace is not None:

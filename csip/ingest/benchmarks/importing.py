@@ -159,6 +159,19 @@ def is_benchmark(sources: Sequence[str]) -> bool:
     return bool(named)
 
 
+def check_place(source: str) -> None:
+    """Look whether there is something where a benchmark's source says, and open none of it.
+
+    Raises:
+        SourceError: there is nothing, or a file in the place of a folder.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "labelled":
+        _existing(rest, source)
+    elif kind != "walkers":
+        _folder(rest, source)
+
+
 def open_benchmark(source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
     """Find and check the benchmark that a source names, `kind:` and what that kind wants behind it.
 

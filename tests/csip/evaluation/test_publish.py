@@ -90,6 +90,17 @@ def write(store, video, tracklets, *, track=TRACK, dropped=None, confidence=0.8)
     tables.record_run(store, run)
 
 
+def detected(store, video, key, *, left_out=None, reason="", detect="e"):
+    """Say that a segment of a video was detected."""
+    counts = {"frames": 50, "detections": 25, "left_out": left_out or {}, "reason": reason}
+    record = RunRecord(
+        *(f"{video}-{key}-{tables.now()}", "detect_video", f"{video}-{key}", {}),
+        {"video_sha": sha(video), "detect_digest": detect},
+        *({}, counts, {}, "s", "", "cpu", tables.now(), 1.0),
+    )
+    tables.record_run(store, record)
+
+
 def listed(**cameras):
     """A list of videos, by letter, with their cameras."""
     videos = tuple(SourceVideo(sha(letter), f"/{letter}.mp4", camera, 10.0) for letter, camera in cameras.items())
@@ -216,6 +227,23 @@ def test_counts_add_up_over_videos_and_confidence_is_weighted_by_crops(store, pu
     assert counts["dropped"] == {"shorter than min_frames": 3, "low keypoint confidence": 3}
     assert counts["rules"] == {"cut at a jump": 2}
     assert counts["keypoint_confidence"] == pytest.approx((48 * 0.5 + 12 * 0.9) / 60, abs=1e-4)
+
+
+def test_people_that_were_not_looked_for_and_videos_that_break_off_are_counted(store, published):
+    detected(store, "a", "0", left_out={"smaller than min_box_height": 4, "outside region": 1})
+    detected(store, "a", "1", left_out={"smaller than min_box_height": 2, "outside region": 0})
+    detected(store, "a", "1", left_out={"smaller than min_box_height": 2, "outside region": 0})  # by two builds at once
+    detected(store, "b", "0", left_out={"outside region": 10}, reason="b.mp4: read 5 of 9 frames")
+    detected(store, "b", "x", left_out={"outside region": 500}, reason="other settings", detect="f")
+    detected(store, "c", "0", left_out={"outside region": 500}, reason="not in this build")
+    counts = published(store, listed(a="gate", b="yard")).counts
+    assert counts["people_left_out"] == {"outside region": 11, "smaller than min_box_height": 6}
+    assert counts["partial_videos"] == 1
+
+
+def test_videos_none_of_which_was_extracted_are_refused_as_that(store, published):
+    with pytest.raises(TooLittleDataError, match=r"None of 2 videos could be extracted.*the first: /y\.mp4"):
+        published(store, listed(y="gate", z="roof"))
 
 
 def test_a_video_that_was_not_extracted_is_left_out_and_counted(store, published):
