@@ -11,7 +11,7 @@ between the two, as each alone leaves a gap:
   before it, so that the writer looks again, and reads that the table is closed. The version that is left at the end is
   a seal, too, as Lance passes over those that were cleaned up.
 
-So what was prepared before cannot be committed after, with files that are gone or rows that have to be, and what is
+So what was prepared before cannot be committed after, with files that are gone or rows that should be, and what is
 begun meanwhile writes no file at all. What remains: in object storage, which has no locks, and between machines whose
 common disk has none, a stage that commits nothing while somebody is forgotten, and later what it still has in memory.
 """
@@ -24,7 +24,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from csip.errors import StoreBusyError, StoreError
@@ -65,8 +65,8 @@ def alone(store: str, by: str) -> Iterator[None]:
         StoreError: the store cannot be written.
     """
     told = (
-        "a build, training, evaluation or clean-up is at work on it{}, and `csip forget` needs it alone; nothing was "
-        "changed. Stop that, or wait until it has ended, and run the same command again."
+        "a build, training, evaluation, clean-up or another `csip forget` is at work on it{}, and `csip forget` needs "
+        "it alone; nothing was changed. Stop that, or wait until it has ended, and run the same command again."
     )
     with _locked(store, fcntl.LOCK_EX, os.O_RDWR, told):
         before = OWN.set(by)
@@ -124,8 +124,7 @@ def young_file(store: str, seconds: float) -> tuple[Path, float] | None:
     now = time.time()
     for name in () if is_address(store) else TABLES:
         folder = Path(table_uri(store, name), "data")
-        ages = {file.name: now - file.stat().st_mtime for file in os.scandir(folder)} if folder.is_dir() else {}
-        young = {file: age for file, age in ages.items() if age < seconds}
+        young = {file: age for file, age in _ages(folder, now) if age < seconds}
         for version in reversed(list_versions(store, name)) if young else ():
             for file in extent(TableRef(table_uri(store, name), version)).files:
                 young.pop(file, None)
@@ -134,6 +133,13 @@ def young_file(store: str, seconds: float) -> tuple[Path, float] | None:
         for file, age in young.items():
             return folder / file, age
     return None
+
+
+def _ages(folder: Path, now: float) -> Iterator[tuple[str, float]]:
+    for file in os.scandir(folder) if folder.is_dir() else ():
+        # Who writes may give a file another name since it was listed; that is then seen by itself, or committed.
+        with suppress(FileNotFoundError):
+            yield file.name, now - file.stat().st_mtime
 
 
 def close_table(store: str, name: str) -> None:

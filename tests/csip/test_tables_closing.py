@@ -1,5 +1,6 @@
 """A store that `csip forget` has for itself: who may not write meanwhile, and what of writers comes to nothing."""
 
+import errno
 import os
 import shutil
 import signal
@@ -272,6 +273,15 @@ def test_a_lock_ends_with_its_process_however_that_ends(tiny_store):
         child.communicate()
     forget(tiny_store.store, plan)
     assert look_up(tiny_store.store, selector) is None
+
+
+def test_a_disk_without_locks_is_said_and_keeps_nobody_from_work(store, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with tables.at_work(store), tables.alone(store, "run 1"):
+        assert "this disk has no locks" in caplog.text
 
 
 def test_a_lock_is_no_link_to_somewhere_else(store, tmp_path):
