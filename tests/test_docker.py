@@ -103,10 +103,11 @@ def test_what_is_waited_for_and_mounted_is_there():
 
 
 def test_the_deployments_are_made_by_words_that_csip_understands():
-    args = make_parser().parse_args(filled(SERVICES["deploy"]["command"]))
-    assert (args.command, args.store, args.pool) == ("deploy", "/store", "csip")
-    args = make_parser().parse_args(filled(SERVICES["deploy"]["command"], CSIP_STORE_ADDRESS="s3://bucket/cameras"))
-    assert args.store == "s3://bucket/cameras"
+    words = SERVICES["deploy"]["command"].split()
+    args = make_parser().parse_args(filled(words))
+    assert (args.command, args.source, args.store, args.pool) == ("deploy", ["/videos"], "/store", "csip")
+    args = make_parser().parse_args(filled(words, CSIP_STORE_ADDRESS="s3://cameras", CSIP_SOURCE="/videos/all.csv"))
+    assert (args.source, args.store) == (["/videos/all.csv"], "s3://cameras")
     for name in WORKERS:
         pulls = make_parser().parse_args(filled(SERVICES[name]["command"]))
         assert (pulls.command, pulls.pool, pulls.with_healthcheck) == ("worker", "csip", True)
