@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from csip import ranks, tables
+from csip.device import list_devices
 from csip.errors import CsipError, StageError
 from csip.plain import from_plain, to_plain
 from csip.source import source_digest
@@ -161,27 +162,49 @@ def main() -> int:
 
 
 def _agree(request: dict[str, Any]) -> dict[str, Any]:
-    """Let the processes of other machines know what is to be done.
+    """Let the processes of other machines know what is to be done; each does it on its own machine's device.
 
     Raises:
-        StageError: this machine has other code than the first.
+        StageError: a machine differs from the first in its code, its number of processes or its kind of device.
     """
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         return {}
     asked = {key: request.get(key) for key in ("function", "arguments", "out")}
-    if ranks.rank() == 0:
-        asked["source"] = source_digest(request["function"].partition(":")[0])
     told: dict[str, Any] = json.loads(ranks.text_from_first(json.dumps(asked)))
-    unlike = source_digest(told["function"].partition(":")[0]) != told["source"]
-    if ranks.any_rank(unlike):
-        where = socket.gethostname() if unlike else "another machine"
-        raise StageError(
-            f"{told['function']}: found other code on {where} than where the flow runs, expected the same. Install the "
-            "same version of CSIP on all of them."
-        )
+    runtime = told["arguments"]["runtime"]
+    runtime["device"] = request.get("device", runtime["device"])
+    function = told["function"]
+    mine = {
+        "host": socket.gethostname(),
+        "source": source_digest(function.partition(":")[0]),
+        "processes": os.environ["LOCAL_WORLD_SIZE"],
+        "device": list_devices(runtime["device"])[0].partition(":")[0],
+    }
+    first, *others = map(json.loads, ranks.text_from_each(json.dumps(mine)))
+    for other in others:
+        _compare(function, first, other)
     if STARTED in os.environ:
-        Path(os.environ[STARTED]).write_text(told["function"], encoding="utf-8")
+        Path(os.environ[STARTED]).write_text(function, encoding="utf-8")
     return told
+
+
+def _compare(function: str, first: dict[str, str], other: dict[str, str]) -> None:
+    if other["source"] != first["source"]:
+        raise StageError(
+            f"{function}: found other code on {other['host']} than where the flow runs ({first['host']}), expected the "
+            "same. Install the same version of CSIP on all of them."
+        )
+    if other["processes"] != first["processes"]:
+        raise StageError(
+            f"{function}: found {other['processes']} processes on {other['host']} and {first['processes']} where the "
+            f"flow runs ({first['host']}), expected as many. Give both the same --set runtime.processes=N, `csip join` "
+            "and the flow."
+        )
+    if other["device"] != first["device"]:
+        raise StageError(
+            f"{function}: found the device {other['device']} on {other['host']} and {first['device']} where the flow "
+            f"runs ({first['host']}), expected the same kind. Name one that all have with --set runtime.device=NAME."
+        )
 
 
 def _listen(stop: threading.Event) -> None:

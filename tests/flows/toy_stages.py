@@ -128,15 +128,30 @@ def die(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileR
 
 
 def work_together(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileRef]:
-    """Count over all processes, three times; each first says who it is in a file, and the second one may die."""
-    Path(f"{mark}-{ranks.rank()}").write_text(f"{os.getpid()}")
+    """Count over all processes, three times; each first says who it is in a file, and the second one may fail."""
+    me = Path(f"{mark}-{ranks.rank()}")
+    again = me.is_file()
+    me.write_text(f"{os.getpid()}")
+    me.with_suffix(".device").write_text(runtime.device)
     for done in range(1, 4):
         total = ranks.total_count(done * 10 ** ranks.rank())
-        if ranks.rank() == 1 and done == 2 and how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if ranks.rank() == 1 and done == 2 and not (how.endswith("once") and again):
+            _suffer(how)
         if done == 2 and how == "refuse":
             raise TooLittleDataError(f"Found {ranks.size()} processes, expected 3.")
         if how == "hang":
             time.sleep(600)
         yield Progress("work_together", done, 3, "epochs", {"total": float(total)})
     return Outcome(FileRef(mark, "0" * 64), {"total": ranks.total_count(1)})
+
+
+def _suffer(how: str) -> None:
+    if how.startswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how.startswith("stop"):
+        # As a machine that is switched off: nothing is said, and nothing is closed.
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "exit":
+        os._exit(7)
+    if how == "bug":
+        raise ZeroDivisionError("one by none")
