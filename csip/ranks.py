@@ -102,15 +102,6 @@ def _text_from(number: int, text: str) -> str:
     return bytes(received.numpy()).decode()
 
 
-def texts(text: str) -> list[str]:
-    """Give every process the texts, not empty, of all of them, in the order of their ranks; all of them must ask."""
-    if size() == 1:
-        return [text]
-    content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    lengths = gather(torch.tensor([len(content)])).tolist()
-    return [bytes(part.numpy()).decode() for part in torch.split(gather(content), lengths)]
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum a tensor over the processes; the gradient flows back into every share."""
     return values if size() == 1 else cast("Tensor", _Sum.apply(values))

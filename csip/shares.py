@@ -47,7 +47,7 @@ def commit(store: str, name: str, rows: pa.Table) -> None:
     """
     with FragmentWriter(store, name) as writer:
         writer.write(rows)
-    written = ranks.texts(json.dumps(asdict(writer.fragments)))
+    written = ranks.text_from_each(json.dumps(asdict(writer.fragments)))
     if ranks.rank() == 0:
         tables.commit_fragments(store, name, [_read(text) for text in written])
 
