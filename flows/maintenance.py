@@ -93,7 +93,7 @@ def _rows(table: TableDiff, a: str, b: str) -> list[tuple[str, object]]:
 
 
 def _value(value: Any) -> str:
-    return _ABSENT if value is None else str(value)
+    return _ABSENT if value is None else terminal.brief(value) if isinstance(value, str) else str(value)
 
 
 def clean(store: str, drop: Sequence[str], *, dry_run: bool, force: bool, older_than: timedelta, as_json: bool) -> None:

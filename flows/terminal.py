@@ -242,10 +242,10 @@ def _grow(tree: Tree, node: Node, seen: set[tuple[str, str]]) -> None:
 
 
 def _label(node: Node) -> Text:
-    text = Text.assemble((f"{node.kind} ", "bold"), _brief(node.name))
+    text = Text.assemble((f"{node.kind} ", "bold"), brief(node.name))
     shown = {k: v for k, v in node.facts.items() if isinstance(v, str | int | float | list) and k != "table"}
     if shown:
-        text.append("  " + ", ".join(f"{k.replace('_', ' ')} {_brief(v)}" for k, v in shown.items()), style="cyan")
+        text.append("  " + ", ".join(f"{k.replace('_', ' ')} {brief(v)}" for k, v in shown.items()), style="cyan")
     if node.made_by is not None:
         run = node.made_by
         weights = "".join(f", weights {name} {sha[:12]}" for name, sha in run.weights.items())
@@ -254,7 +254,7 @@ def _label(node: Node) -> Text:
     return text
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
     """Write a digest by its first letters and of a list the first few; JSON has all of it."""
     if isinstance(value, list):
         return shorten([str(one) for one in value])

@@ -62,7 +62,10 @@ def publish(
         counts |= _write_splits(out.store, name, dict(members), videos.digests.track, config)
         versions = {table: tables.current(out.store, table).version for table in _PINNED}
         snapshot = Snapshot(name, out.store, versions, content)
-        tables.publish(snapshot, config=to_plain(config), counts=counts, videos=[sha for sha, _ in members])
+        # Settings alone do not say whose rows these are: weights are named by a path, and CSIP itself changes.
+        made_by = {"digests": {"detect": videos.digests.detect, "track": videos.digests.track}}
+        shas = [sha for sha, _ in members]
+        tables.publish(snapshot, config=to_plain(config) | made_by, counts=counts, videos=shas)
     row = tables.snapshot_row(out.store, name)
     yield Progress("publish", 1, 1, "snapshots")
     return Outcome(tables.open_snapshot(out.store, name), row["counts"])

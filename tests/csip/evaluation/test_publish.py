@@ -165,6 +165,7 @@ def test_a_snapshot_pins_every_table_a_reader_needs(store, published):
     assert row["videos"] == [sha("a"), sha("b")]
     assert row["config"] == json.loads(json.dumps(row["config"]))
     assert row["config"]["split"]["gap_seconds"] == 0.3
+    assert row["config"]["digests"] == {"detect": "e" * 64, "track": TRACK}
     write(store, "c", [TENTHS])
     assert tables.count(tables.pinned(snapshot, "tracklets")) == 5
 

@@ -25,11 +25,12 @@ def change(store, table, where, **values):
     put(store, table, [row | values for row in rows_of(store, table, where)])
 
 
-def publish(store, name="whole", counts=None, pins=PINS, **versions):
+def publish(store, name="whole", counts=None, pins=PINS, config=None, **versions):
     """Publish what the tables hold now."""
     now = {table: tables.current(store, table).version for table in pins} | versions
     snapshot = Snapshot(name, store, now, digest="5" * 64)
-    tables.publish(snapshot, config={}, counts=counts or {}, videos=["0" * 64] if "videos" in now else [])
+    videos = ["0" * 64] if "videos" in now else []
+    tables.publish(snapshot, config=config or {}, counts=counts or {}, videos=videos)
     return snapshot
 
 
