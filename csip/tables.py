@@ -12,6 +12,7 @@ What goes through it is made in `csip.store`, which nothing else imports from. L
 opens its own tables, under `spawn`.
 """
 
+from csip.store.checking import check_keys_of, damaged_files
 from csip.store.columns import (
     binary_views,
     boxes_array,
@@ -68,12 +69,14 @@ __all__ = [
     "binary_views",
     "boxes_array",
     "boxes_column",
+    "check_keys_of",
     "check_name",
     "clean_up",
     "commit_fragments",
     "compact",
     "count",
     "current",
+    "damaged_files",
     "delete",
     "delete_as_read",
     "delete_rows",

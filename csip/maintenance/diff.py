@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from csip import tables
-from csip.maintenance.keys import Numbers, UIntArray, join, pack
+from csip.maintenance.keys import Numbers, UIntArray, brief, join, pack
 from csip.maintenance.snapshots import extractions, generations, published
 from csip.tables import RunRecord, quote, table_uri
 from csip.types import TableRef
@@ -234,5 +234,5 @@ def _names(keys: UIntArray, numbers: Numbers, counts: int) -> tuple[str, ...]:
     out = []
     for name, rest in heapq.nsmallest(MOST_NAMES, pairs):
         frames = {0: [], 1: [rest], 2: [rest >> 10, rest & 1023]}[counts]
-        out.append(" ".join([*(one[:12] if len(one) == 64 else one for one in name), *map(str, frames)]))
+        out.append(" ".join([*map(brief, name), *map(str, frames)]))
     return tuple(out)

@@ -42,7 +42,8 @@ def test_what_runs_left_is_checked_by_its_bytes_also_in_a_store_that_was_moved(s
     assert "run changed (stage2): " in found[0]
     assert "found SHA-256" in found[0]
     assert "found no such file" in found[1]
-    assert "run lost (stage2): found no results@77, which it left." in found[2]
+    assert "run lost (stage2): results@77, which it left: " in found[2]
+    assert "version 77 cannot be opened" in found[2]
 
 
 def test_what_nothing_names_is_told_and_is_no_fault(store):
