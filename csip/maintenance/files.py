@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from csip import tables
@@ -151,3 +151,23 @@ def unnamed_files(store: str, runs: Sequence[RunRecord]) -> Iterator[tuple[Path,
 def age(path: Path, now: datetime) -> float:
     """Tell how long ago a file was last written, seconds."""
     return (now - datetime.fromtimestamp(path.stat().st_mtime, UTC)).total_seconds()
+
+
+def lost_files(
+    store: str, runs: Sequence[RunRecord], now: datetime, older_than: timedelta, left: list[str]
+) -> list[Path]:
+    """List the files beside the tables that can go: unfinished ones and states of trainings, long untouched."""
+    lost, finished, young = [], [], []
+    for path, _ in unnamed_files(store, runs):
+        if path.suffix not in (".part", ".state"):
+            finished.append(path)
+        elif age(path, now) >= older_than.total_seconds():
+            lost.append(path)
+        else:
+            young.append(path)
+    if young:
+        left.append(f"{len(young)} unfinished files or states of trainings were written lately.")
+    if finished:
+        told = shorten([path.name for path in finished])
+        left.append(f"{len(finished)} files that no run names, but which are whole: {told}. Remove them by hand.")
+    return lost

@@ -212,13 +212,6 @@ def test_rows_of_a_dropped_import_go_only_while_nobody_else_uses_the_store(impor
     assert verify(store, deep=True) == []
 
 
-def test_rows_of_a_finished_extraction_stay_since_a_build_would_not_make_them_again(store):
-    collect(store, dry_run=False, drop=["whole"], older_than=NOW)
-    done = collect(store, dry_run=False, older_than=NOW)
-    assert any("2 of 1 extractions that no snapshot uses" in sentence for sentence in done.left)
-    assert len(rows_of(store, "crops")) == 12
-
-
 def test_rows_that_a_build_writes_meanwhile_are_not_deleted_with_older_ones(store):
     (crop,) = rows_of(store, "crops", "tracklet_id = 'a' AND frame_index = 12")
     put(store, "crops", [crop | {"tracklet_id": "late", "frame_index": 0}])
