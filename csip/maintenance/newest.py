@@ -81,20 +81,25 @@ def _problems(newest: Newest, name: str, ref: TableRef, files: dict[str, str]) -
 
 
 def _read_keys(name: str, ref: TableRef) -> tuple[int, list[str]]:
-    """Count the rows without a key, and name the keys that several others have."""
+    """Count the rows without a key, and name the keys that several others have.
+
+    One column of a key becomes a number in 34 bits: the frame, of which there are many, or else the last one, whose
+    values are few and come again and again. The others make the name.
+    """
     columns = key_names(TABLES[name])
-    # A frame is a number, of which there are many; whatever else counts is few, or may be larger.
-    counts = [one for one in columns if pa.types.is_integer(TABLES[name].field(one).type)][:1]
-    words = [one for one in columns if one not in counts]
-    numbers, parts, keyless = keys.Numbers(), [], 0
+    frames = [one for one in columns if pa.types.is_integer(TABLES[name].field(one).type)]
+    counted = (frames or columns)[0 if frames else -1]
+    words = [one for one in columns if one != counted]
+    numbers, values, parts, keyless = keys.Numbers(), keys.Numbers(), [], 0
     for batch in tables.stream(ref, columns):
-        whole = batch.drop_null()
-        keyless += len(batch) - len(whole)
-        text = {one: pc.cast(whole.column(one), pa.string()) for one in words}
-        rows = pa.RecordBatch.from_pydict(text | {one: whole.column(one) for one in counts})
-        parts.append(keys.pack(numbers, rows, words, counts))
-    names = []
-    for key in keys.repeated(np.sort(keys.join(parts))).tolist():
-        number, count = divmod(key, 1 << keys.FRAME_BITS) if counts else (key, 0)
-        names.append(" ".join([*map(keys.brief, numbers.names[number]), *(f"{one} {count}" for one in counts)]))
-    return keyless, names
+        rows = batch.drop_null()
+        keyless += len(batch) - len(rows)
+        text = {one: pc.cast(rows.column(one), pa.string()) for one in words} or {"": pa.repeat("", len(rows))}
+        count = rows.column(counted) if frames else pa.array(values.of([rows.column(counted)]))
+        parts.append(keys.pack(numbers, pa.RecordBatch.from_pydict({**text, counted: count}), list(text), [counted]))
+    number, count = keys.split_frames(keys.repeated(np.sort(keys.join(parts))))
+    told = []
+    for n, c in zip(number.tolist(), count.tolist(), strict=True):
+        last = f"{counted} {c}" if frames else keys.brief(values.names[c][0])
+        told.append(" ".join([*map(keys.brief, numbers.names[n]), last]).strip())
+    return keyless, told

@@ -80,6 +80,25 @@ def test_a_key_is_named_by_all_its_columns(store):
     assert "1 keys stand in several rows: eeeeeeeeeeee x 3 first_frame 7." in of("embeddings", verify(store))
 
 
+@pytest.mark.parametrize(
+    ("table", "values", "told"),
+    [
+        ("videos", {"video_sha": "9" * 64}, "999999999999"),
+        ("results", {"protocol": "p", "split": "7"}, "x p 7 x x"),
+        ("detections", {"frame_index": 5, "n": 2, "detect_digest": "8" * 64}, "x 888888888888 2 frame_index 5"),
+    ],
+)
+def test_a_key_is_named_whatever_it_is_made_of(store, table, values, told):
+    add_a_row(store, table, **values)
+    before = rows_of(store, table)
+    dataset = lance.dataset(table_uri(store, table))
+    where = " AND ".join(f"{name} = {v!r}" for name, v in values.items())
+    again = dataset.to_table(filter=where)
+    assert len(again) == 1 <= len(before)
+    lance.write_dataset(again.cast(dataset.schema), dataset, mode="append")
+    assert f"1 keys stand in several rows: {told}." in of(table, verify(store))
+
+
 def remake(store, table, change):
     """Make a table anew, with its rows, under a schema whose fields `change` has changed."""
     uri, rows = table_uri(store, table), rows_of(store, table)

@@ -14,12 +14,15 @@ from csip.maintenance import collect as collecting
 from csip.maintenance import unused
 from csip.maintenance.collect import collect
 from csip.maintenance.verify import verify
-from csip.plain import digest
 from csip.references import GIVEN_BACK
 from csip.store import records
 from tests.csip.maintenance.stores import (
-    LONG_AGO,
+    FIRST,
+    MOMENT,
+    NEW,
     NOW,
+    OLD,
+    SECOND,
     change,
     done,
     everything,
@@ -29,52 +32,23 @@ from tests.csip.maintenance.stores import (
     rows_of,
     run_record,
     settings,
+    settle,
     show,
     texts,
     there,
+    trained,
 )
-
-FIRST, SECOND, OLD, NEW = film(1), film(2), settings(1), settings(2)
-MOMENT = timedelta(microseconds=1)
-"""Everybody else may be at work, and whatever is done is long ago."""
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """Two films under old settings, and one of them under new ones: the snapshots `old` and `new`; read-only."""
-    path = str(tmp_path_factory.mktemp("films") / "films")
-    tables.prepare_store(path)
-    for sha in (FIRST, SECOND):
-        extract(path, sha, OLD)
-    show(path, "old", [FIRST, SECOND], OLD)
-    extract(path, SECOND, NEW, people=3)
-    show(path, "new", [SECOND], NEW)
-    return path
 
 
 @pytest.fixture
-def store(films, tmp_path):
-    return str(shutil.copytree(films, tmp_path / "films"))
+def store(filmed):
+    return filmed
 
 
 def bytes_of(store, name):
     """How many bytes of a tracklet's crops lie anywhere below the store."""
     (image,) = {row["image"] for row in rows_of(store, "crops", f"tracklet_id = '{name}'")}
     return lambda: sum(path.read_bytes().count(image[:500]) for path in Path(store).rglob("*.lance") if path.is_file())
-
-
-def settle(store, **words):
-    """Clean up until nothing is left to do, each time after a dry run that must tell the same; all that was done."""
-    told = []
-    while not told or told[-1] != collecting.Collected(left=told[-1].left):
-        before = {p: p.stat().st_mtime_ns for p in Path(store).rglob("*") if p.is_file()}
-        dry = collect(store, dry_run=True, older_than=NOW, **words)
-        assert {p: p.stat().st_mtime_ns for p in Path(store).rglob("*") if p.is_file()} == before
-        told.append(collect(store, dry_run=False, older_than=NOW, **words))
-        assert told[-1] == dry
-        words.pop("drop", None)
-        assert len(told) < 8
-    return told
 
 
 def test_a_dropped_snapshot_gives_back_rows_bytes_and_the_claim_that_they_are_there(store):
@@ -279,90 +253,6 @@ def test_what_was_made_of_an_extraction_that_was_given_back_is_still_walked_back
 
 def test_the_names_of_an_extractions_tracklets_begin_as_those_who_make_them_say():
     assert unused.prefix((FIRST, OLD)) + "-" == tracklet_prefix(FIRST, OLD)
-
-
-# ---------------------------------------------------------------------------------------- snapshots that are kept move
-
-
-def trained(store, name, key=None):
-    """Record a training on a snapshot as `flows.stage` does."""
-    inputs = {"snapshot": dataclasses.asdict(tables.open_snapshot(store, name))}
-    config = {"config": {"epochs": 3}, "seed": 0}
-    made = digest("stage2", inputs | config, "source") if key is None else key
-    facts = {"config": config, "source_digest": "source", "started": LONG_AGO, "key": made}
-    run = run_record(f"run-{name}", "stage2", {}, inputs, **facts)
-    tables.record_run(store, run)
-    return run
-
-
-def test_runs_follow_a_snapshot_that_moves_so_that_nothing_is_trained_again(store):
-    before = trained(store, "new")
-    other = trained(store, "old")
-    tables.record_run(store, run_record("odd", "other", {}, before.inputs, key="of its own", started=LONG_AGO))
-    pinned = tables.open_snapshot(store, "new")
-    collect(store, dry_run=False, drop=["old"], force=True)
-    show(store, "long", [SECOND], NEW, created=LONG_AGO)
-    told = collect(store, dry_run=False, older_than=MOMENT)
-    assert told.moved == ("long", "new")
-    moved = tables.open_snapshot(store, "new")
-    assert (moved.digest, moved.tables["splits"]) == (pinned.digest, pinned.tables["splits"])
-    assert all(moved.tables[name] > pinned.tables[name] for name in ("tracklets", "crops", "skeletons"))
-    assert tables.exists(tables.pinned(pinned, "crops")), "somebody may have it open"
-    (after,) = tables.find_runs(store, f"run_id = '{before.run_id}'")
-    assert after.inputs["snapshot"]["tables"] == moved.tables
-    assert after.key == digest("stage2", {**after.inputs, **before.config}, "source")
-    assert tables.find_runs(store, "run_id = 'odd'")[0].key == "of its own"
-    assert tables.find_runs(store, f"run_id = '{other.run_id}'") == [other]
-    assert texts(verify(store)) == []
-    assert collect(store, dry_run=False, older_than=MOMENT).moved == ()
-
-
-@pytest.mark.parametrize("use", ["published", "trained on", "being trained on"])
-def test_a_snapshot_that_is_in_use_does_not_move(store, use):
-    collect(store, dry_run=False, drop=["old"])
-    row = {one["name"]: one for one in rows_of(store, "snapshots")}["new"]
-    aged = row | {"created": LONG_AGO}
-    tables.upsert(store, "snapshots", tables.from_rows("snapshots", [aged]))
-    since = datetime.now(UTC) + timedelta(days=1)
-    newest = collecting.Newest({(SECOND, NEW)}, set())
-    find = lambda at: collecting.find_moves(  # noqa: E731
-        store, {"new": collecting.published(store)["new"]}, tables.find_runs(store, "true"), newest, at
-    )
-    assert find(since) == (["new"], [])
-    since = datetime.now(UTC) - timedelta(hours=1)
-    if use == "published":
-        tables.upsert(store, "snapshots", tables.from_rows("snapshots", [row]))
-    elif use == "trained on":
-        tables.record_run(store, dataclasses.replace(trained(store, "new"), started=tables.now()))
-    else:
-        (Path(store) / "checkpoints").mkdir()
-        (Path(store) / "checkpoints" / "stage2.state").write_bytes(b"x")
-    moves, left = find(since)
-    assert (moves, left) == (
-        [],
-        ["1 snapshots pin versions with rows that no snapshot uses, and were in use lately: new."],
-    )
-    assert find(None)[0] == ["new"], "while nobody else uses the store"
-
-
-def test_a_snapshot_moves_to_versions_that_fit_together_and_know_where_its_videos_lie_now(store):
-    # Another film came since: its tracklets are in the new version of theirs, and so must its own row be.
-    extract(store, film(3), NEW)
-    show(store, "more", [film(3)], NEW)
-    change(store, "videos", f"video_sha = '{SECOND}'", path="/elsewhere/second.mp4")
-    assert set(settle(store, drop=["old"])[0].moved) == {"new", "more"}
-    assert texts(verify(store)) == []
-    videos = tables.read(tables.pinned(tables.open_snapshot(store, "new"), "videos")).to_pylist()
-    assert {row["path"] for row in videos if row["video_sha"] == SECOND} == {"/elsewhere/second.mp4"}
-
-
-def test_a_snapshot_whose_rows_were_written_again_does_not_move(store):
-    pinned = tables.open_snapshot(store, "new")
-    change(store, "crops", f"tracklet_id = '{names(SECOND, NEW)[0]}'", score=0.5)
-    told = settle(store, drop=["old"])
-    assert any("and have rows that were written again since: new." in sentence for sentence in told[0].left)
-    assert tables.open_snapshot(store, "new") == pinned
-    assert texts(verify(store)) == []
 
 
 class StoppedError(RuntimeError):
