@@ -9,15 +9,16 @@ training is done again. The old versions go as others do: some time after nobody
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from csip import tables
+from csip.errors import StoreError
 from csip.maintenance.diff import diff_rows
-from csip.maintenance.files import age
+from csip.maintenance.files import age, tell_damage
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import snapshots_in
 from csip.maintenance.unused import Pair, ended, where_pairs
@@ -39,8 +40,8 @@ class Newest:
         gone: extractions whose raw detections were given back.
     """
 
-    staying: Collection[Pair]
-    gone: Collection[Pair]
+    staying: Set[Pair]
+    gone: Set[Pair]
 
 
 def find_moves(
@@ -55,30 +56,40 @@ def find_moves(
         newest: what the newest versions will hold.
         since: a snapshot that somebody has published or read later stays; None: nobody else uses the store.
     """
-    holding = [name for name, row in rows.items() if _holds(store, row, newest)]
-    busy = [name for name in holding if since is not None and _in_use(store, rows[name], runs, since)]
-    others = [name for name in holding if name not in busy]
-    fixed = [name for name in others if not _can_move(store, rows[name], runs)]
-    left = [
-        f"{len(names)} snapshots pin versions with rows that no snapshot uses, and {why}: {shorten(names)}."
-        for names, why in ((busy, "were in use lately"), (fixed, "have rows that were written again since"))
-        if names
-    ]
-    return [name for name in others if name not in fixed], left
+    moves: list[str] = []
+    stay: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        try:
+            if _holds(store, row, newest):
+                why = _obstacle(store, row, runs, since)
+                stay.setdefault(why, []).append(name) if why else moves.append(name)
+        except StoreError:
+            stay.setdefault("cannot be read, see `csip verify`", []).append(name)
+    told = "{} snapshots pin versions that may have rows which no snapshot uses, and {}: {}."
+    return moves, [told.format(len(names), why, shorten(names)) for why, names in stay.items()]
 
 
 def _holds(store: str, row: _Row, newest: Newest) -> bool:
     """Tell whether the versions that a snapshot pins have rows of extractions that the newest ones will not have."""
     pinned = {name: TableRef(table_uri(store, name), version) for name, version in row["tables"].items()}
+    for name in {"tracklets", "detections"} & set(pinned):
+        damaged = tables.damaged_files(pinned[name], {})
+        if damaged:
+            raise StoreError(f"Snapshot {row['name']}: {name}: {tell_damage(damaged)}")
     if "tracklets" in pinned:
         for batch in tables.stream(pinned["tracklets"], ["video_sha", "track_digest"]):
-            if set(zip(*(batch.column(i).to_pylist() for i in range(2)), strict=True)) - set(newest.staying):
+            if set(zip(*(batch.column(i).to_pylist() for i in range(2)), strict=True)) - newest.staying:
                 return True
-    return bool(
-        newest.gone
-        and "detections" in pinned
-        and tables.count(pinned["detections"], where_pairs("detections", newest.gone))
-    )
+    if not newest.gone or "detections" not in pinned:
+        return False
+    return tables.count(pinned["detections"], where_pairs("detections", newest.gone)) > 0
+
+
+def _obstacle(store: str, row: _Row, runs: Sequence[RunRecord], since: datetime | None) -> str:
+    """Say why a snapshot has to stay where it is; empty where it may move."""
+    if since is not None and _in_use(store, row, runs, since):
+        return "were in use lately"
+    return "" if _can_move(store, row, runs) else "have rows that were written again since"
 
 
 def _in_use(store: str, row: _Row, runs: Sequence[RunRecord], since: datetime) -> bool:

@@ -55,17 +55,20 @@ class Used:
 
 def used_by_snapshots(rows: Iterable[Mapping[str, Any]], runs: Sequence[RunRecord]) -> Used:
     """Find the extractions that snapshots show; where a snapshot does not say which, all that it may be."""
-    used = Used()
+    tracked: set[Pair] = set()
+    detected: set[Pair] = set()
+    unknown: set[str] = set()
     for row in rows:
-        shas, digests = set(row["videos"]), recorded_digests(row)
+        digests = recorded_digests(row)
         if digests:
-            tracked, detected = ({(sha, digests[name]) for sha in shas} for name in ("track", "detect"))
-            used |= Used(frozenset(tracked), frozenset(detected))
+            tracked.update((sha, digests["track"]) for sha in row["videos"])
+            detected.update((sha, digests["detect"]) for sha in row["videos"])
         else:
             possible = possible_extractions(row, runs)
-            tracked, detected = (done_by(possible, name) for name in ("track_digest", "detect_digest"))
-            used |= Used(frozenset(tracked), frozenset(detected), frozenset(shas - {sha for sha, _ in tracked}))
-    return used
+            tracked |= done_by(possible, "track_digest")
+            detected |= done_by(possible, "detect_digest")
+            unknown |= set(row["videos"]) - {run.outputs["video_sha"] for run in possible}
+    return Used(frozenset(tracked), frozenset(detected), frozenset(unknown))
 
 
 def used_lately(runs: Sequence[RunRecord], since: datetime) -> Used:

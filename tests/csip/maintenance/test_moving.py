@@ -15,6 +15,8 @@ from tests.csip.maintenance.stores import (
     LONG_AGO,
     MOMENT,
     NEW,
+    NOW,
+    OLD,
     SECOND,
     change,
     extract,
@@ -79,7 +81,7 @@ def test_a_snapshot_that_is_in_use_does_not_move(store, use):
     moves, left = find(since)
     assert (moves, left) == (
         [],
-        ["1 snapshots pin versions with rows that no snapshot uses, and were in use lately: new."],
+        ["1 snapshots pin versions that may have rows which no snapshot uses, and were in use lately: new."],
     )
     assert find(None)[0] == ["new"], "while nobody else uses the store"
 
@@ -102,3 +104,20 @@ def test_a_snapshot_whose_rows_were_written_again_does_not_move(store):
     assert any("and have rows that were written again since: new." in sentence for sentence in told[0].left)
     assert tables.open_snapshot(store, "new") == pinned
     assert texts(verify(store)) == []
+
+
+@pytest.mark.parametrize("held", [None, b""], ids=["gone", "empty"])
+def test_a_snapshot_that_cannot_be_read_keeps_no_gc_from_what_it_can_do(store, held):
+    pinned = [tables.pinned(tables.open_snapshot(store, name), "tracklets") for name in ("old", "new")]
+    files = {Path(ref.uri, "data", name) for ref in pinned for name in tables.extent(ref).files}
+    extract(store, film(3), OLD)
+    change(store, "tracklets", "true", keypoint_confidence=0.5)  # into a file of their own
+    for file in files:
+        file.unlink()
+        if held is not None:
+            file.write_bytes(held)
+    told = collect(store, dry_run=False, older_than=NOW)
+    assert (told.extractions, told.moved) == (1, ())
+    assert any(
+        "2 snapshots pin" in text and "cannot be read, see `csip verify`: old, new." in text for text in told.left
+    )
