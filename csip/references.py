@@ -12,6 +12,9 @@ TABLE = frozenset({"uri", "version"})
 FILE = frozenset({"path", "sha256"})
 """The keys of a reference to a file."""
 
+GIVEN_BACK = " (given back)"
+"""What stands behind the stage of a pass over a video whose rows `csip gc` has taken away: it is not done any more."""
+
 Key = tuple[str, str]
 """Kind and name of a thing."""
 

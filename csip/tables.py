@@ -12,6 +12,7 @@ What goes through it is made in `csip.store`, which nothing else imports from. L
 opens its own tables, under `spawn`.
 """
 
+from csip.store.checking import check_keys_of, damaged_files
 from csip.store.closing import alone, at_work, close_table, closed_by, open_table, seal, young_file
 from csip.store.columns import (
     binary_views,
@@ -73,6 +74,7 @@ __all__ = [
     "binary_views",
     "boxes_array",
     "boxes_column",
+    "check_keys_of",
     "check_name",
     "check_row",
     "clean_up",
@@ -82,6 +84,7 @@ __all__ = [
     "compact",
     "count",
     "current",
+    "damaged_files",
     "delete",
     "delete_as_read",
     "delete_rows",

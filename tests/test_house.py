@@ -25,6 +25,7 @@ GROUND = (
         "origins",
         "plain",
         "references",
+        "settings",
         "shares",
         "source",
         "walk",

@@ -77,6 +77,32 @@ def test_a_gc_keeps_all_that_a_training_left(command, demo, settings, tmp_path):
     assert f"csip gc: Store {store}: the snapshot {demo.snapshot} cannot be dropped" in refused.err
 
 
+@pytest.mark.slow
+def test_other_settings_do_not_make_a_store_larger_for_good(command, own_store, street, settings, built):
+    size = lambda: sum(path.stat().st_size for path in (own_store / "crops.lance" / "data").iterdir())  # noqa: E731
+    before = size()
+    retracked = command(
+        "build-skeletons", "--retrack", built.snapshot, "--store", own_store, "--json", "--set", "track.min_seconds=0.5"
+    )
+    assert retracked.code == 0, retracked.err
+    new = json.loads(retracked.out)["snapshot"]
+    assert size() > 1.5 * before
+    words = ["gc", "--store", own_store, "--older-than", "0"]
+    told = command(*words, "--drop", built.snapshot).out
+    assert "1 given back, which a build does again" in told
+    assert f"{new}" in told
+    assert "moved to newer versions, with the same rows" in told
+    for _ in range(4):
+        assert command(*words).code == 0
+    assert size() < 1.2 * before
+    assert command("verify", "--store", own_store, "--deep").code == 0
+    again = command("build-skeletons", street, "--store", own_store, "--json", *settings.extract)
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["snapshot"] == built.snapshot
+    assert json.loads(again.out)["counts"] == built.told["counts"]
+    assert command("verify", "--store", own_store, "--deep").code == 0
+
+
 def test_verify_ends_with_1_where_there_is_a_fault_and_says_where(command, own_store, built):
     whole = command("verify", "--store", own_store)
     assert whole.code == 0
@@ -133,6 +159,7 @@ def test_a_gc_says_in_words_what_it_has_done_and_left(command, tmp_path):
     time.sleep(0.01)
     told = command("gc", "--store", store, "--older-than", "0", "--dry-run").out
     assert "nothing was changed" in told
+    assert command("gc", "--store", store, "--older-than", "0", "--detections", "--dry-run").out == told
     done = command("gc", "--store", store, "--older-than", "0").out
     assert "3 fragments merged" in done
     assert "checkpoints/.x.part" in done

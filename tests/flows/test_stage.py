@@ -16,6 +16,8 @@ import pytest
 from csip import source, tables
 from csip.config import EmbedConfig, PretrainConfig, RuntimeConfig, SplitConfig, ValidateConfig
 from csip.errors import ProcessLostError, StageError, StoreBusyError, StoreError, TooLittleDataError
+from csip.maintenance.moving import move
+from csip.maintenance.snapshots import published
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.types import EmbeddingsRef, FileRef, Output, TableRef
 from flows.progress import LISTENER
@@ -100,6 +102,26 @@ def test_a_changed_input_runs_again(twice, change):
     done = twice(**change)
     assert (done.name, done.ran) == ("Completed", 2)
     assert done.second.path != done.first.path
+
+
+def test_nothing_is_trained_again_on_a_snapshot_that_a_gc_has_moved(toys, store, publish_tiny):
+    task, facts = stage(toys.train, work=None, cached=True), {"config": SplitConfig(), "seed": 3}
+    runtime = RuntimeConfig(device="cpu")
+    snapshot = publish_tiny(store)
+    first = task(store, snapshot, **facts, runtime=runtime)
+    tables.delete(store, "crops", "tracklet_id = 'nobody'")
+    rows = tables.read(tables.current(store, "crops"), where="tracklet_id = 'p4-a'")
+    tables.upsert(store, "crops", rows)
+    move(store, published(store)[snapshot.name])
+    moved = tables.open_snapshot(store, snapshot.name)
+    assert moved.tables["crops"] > snapshot.tables["crops"]
+    state = task(store, moved, **facts, runtime=runtime, return_state=True)
+    assert (state.name, state.result()) == ("Cached", first)
+    # Other rows under other versions, which no gc makes, are another matter.
+    tables.upsert(store, "crops", rows)
+    versions = dict(moved.tables) | {"crops": tables.current(store, "crops").version}
+    again = task(store, dataclasses.replace(moved, tables=versions), **facts, runtime=runtime, return_state=True)
+    assert again.name == "Completed"
 
 
 def test_a_vanished_file_is_made_again(twice, store):

@@ -8,9 +8,11 @@ import pytest
 
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, SplitConfig, TrackConfig
-from csip.errors import TooLittleDataError
+from csip.errors import StoreError, TooLittleDataError
+from csip.evaluation import publish as publishing
 from csip.evaluation.protocol import BETWEEN, TOO_SHORT
 from csip.evaluation.publish import publish
+from csip.maintenance.unused import give_back
 from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord
 from csip.types import ExtractDigests, ExtractedVideo, Output, SourceVideo, VideoList
@@ -176,6 +178,7 @@ def test_a_snapshot_pins_every_table_a_reader_needs(store, published):
     assert row["videos"] == [sha("a"), sha("b")]
     assert row["config"] == json.loads(json.dumps(row["config"]))
     assert row["config"]["split"]["gap_seconds"] == 0.3
+    assert row["config"]["digests"] == {"detect": "e" * 64, "track": TRACK}
     write(store, "c", [TENTHS])
     assert tables.count(tables.pinned(snapshot, "tracklets")) == 5
 
@@ -247,9 +250,37 @@ def test_videos_none_of_which_was_extracted_are_refused_as_that(store, published
 
 
 def test_a_video_that_was_not_extracted_is_left_out_and_counted(store, published):
-    done = published(store, listed(a="gate", b="yard", z="roof"))
+    videos = listed(a="gate", b="yard", z="roof")
+    done = published(store, dataclasses.replace(videos, batches=(videos.videos[2:],)))
     assert (done.counts["videos"], done.counts["videos_left_out"]) == (2, 1)
     assert done.snapshot == published(store, listed(a="gate", b="yard")).snapshot
+
+
+GONE = r"1 videos that this build has extracted, or found extracted, are not there any more: .*; run the same command"
+
+
+def test_a_video_that_was_done_when_the_build_listed_it_is_not_left_out_in_silence(store, published):
+    with pytest.raises(StoreError, match=GONE):
+        published(store, listed(a="gate", b="yard", z="roof"))
+    extracted = ((ExtractedVideo(sha("z"), TRACK, "run-z"),),)
+    videos = listed(a="gate", z="roof")
+    with pytest.raises(StoreError, match=GONE):
+        published(store, dataclasses.replace(videos, batches=(videos.videos[1:],)), extracted=extracted)
+    assert tables.read(tables.current(store, "snapshots")).to_pylist() == []
+
+
+def test_what_is_taken_away_before_it_is_pinned_is_not_published(store, published, monkeypatch):
+    real = publishing._write_splits
+
+    def meanwhile(*args):
+        (run,) = [run for run in tables.find_runs(store, "true") if run.outputs["video_sha"] == sha("b")]
+        tables.record_runs(store, give_back([run]))
+        return real(*args)
+
+    monkeypatch.setattr(publishing, "_write_splits", meanwhile)
+    with pytest.raises(StoreError, match=GONE):
+        published(store, listed(a="gate", b="yard"))
+    assert tables.read(tables.current(store, "snapshots")).to_pylist() == []
 
 
 def test_a_video_whose_tracklets_were_all_dropped_takes_part_without_people(store, published):
