@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csip.plain import digest
+
 TABLE = frozenset({"uri", "version"})
 """The keys of a reference to a table, in a run's inputs and outputs."""
 FILE = frozenset({"path", "sha256"})
@@ -17,6 +19,11 @@ GIVEN_BACK = " (given back)"
 
 Key = tuple[str, str]
 """Kind and name of a thing."""
+
+
+def extraction_name(video_sha: str, track_digest: str) -> str:
+    """Name an extraction, as its tracklets' names begin: the same video and settings give the same on every machine."""
+    return digest(video_sha, track_digest)[:12]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from csip import tables
 from csip.config import ExtractConfig
 from csip.ingest.yolo import resolve_weights
 from csip.plain import digest, to_plain
+from csip.references import extraction_name
 from csip.source import git_commit
 from csip.tables import RunRecord
 from csip.types import ExtractDigests, Output, SourceVideo
@@ -32,8 +33,8 @@ def extract_digests(config: ExtractConfig) -> ExtractDigests:
 
 
 def tracklet_prefix(video_sha: str, track_digest: str) -> str:
-    """Begin the names of a video's tracklets: the same video and settings give the same on every machine."""
-    return digest(video_sha, track_digest)[:12] + "-"
+    """Begin the names of a video's tracklets."""
+    return extraction_name(video_sha, track_digest) + "-"
 
 
 def tracklet_id(video_sha: str, track_digest: str, number: int) -> str:

@@ -14,6 +14,7 @@ from csip.maintenance.keys import Numbers
 from csip.maintenance.named import Published
 from csip.maintenance.snapshots import published
 from csip.maintenance.unused import Pair, Used
+from csip.references import extraction_name
 from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
 
@@ -138,7 +139,7 @@ class Search:
         every = {pair for pair in there | unused.done_by(passes, "track_digest") if pair[0]}
         spare = {pair for pair in every - shown if not self._published.has_tracked(pair)}
         cut = {name.rpartition("-")[0] for found in self._owned.values() for (name,) in found.young}
-        busy = {one for one in spare if one in self._lately.tracked or unused.prefix(one) in cut}
+        busy = {one for one in spare if one in self._lately.tracked or extraction_name(*one) in cut}
         busy |= spare & self._extractions.young
         self._tell(spare & busy, "extractions that no snapshot uses, but which were in use lately")
         imports = {pair for pair in there - shown - {("", row["digest"]) for row in self._recent.rows} if not pair[0]}
@@ -176,7 +177,7 @@ class Search:
         """Name the owners of crops or skeletons that stay: tracklets, and those of extractions that go on."""
         passes = [run for run in self._runs if run.stage in unused.TRACKS]
         whole = unused.done_by((run for run in passes if run.stage in unused.FINISHES), "track_digest")
-        begun = {unused.prefix(pair) for pair in unused.done_by(passes, "track_digest") - whole - self._idle}
+        begun = {extraction_name(*pair) for pair in unused.done_by(passes, "track_digest") - whole - self._idle}
         known = {(name,) for name, pair in self._made.items() if pair not in self._idle}
         return known | {(name,) for (name,) in found.rows if name.rpartition("-")[0] in begun}
 

@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from csip.maintenance.snapshots import possible_extractions, recorded_digests
-from csip.plain import digest
 from csip.references import GIVEN_BACK
 from csip.tables import RunRecord, any_of, quote
 
@@ -116,11 +115,6 @@ def given_back(runs: Iterable[RunRecord], stages: Sequence[str], name: str) -> s
     """List the extractions that such passes had done, were given back, and have not been done again."""
     undone = done_by((run for run in runs if run.stage in [stage + GIVEN_BACK for stage in stages]), name)
     return undone - done_by((run for run in runs if run.stage in stages), name)
-
-
-def prefix(pair: Pair) -> str:
-    """Give what the names of an extraction's tracklets have before the number: see `csip.ingest.records`."""
-    return digest(*pair)[:12]
 
 
 def give_back(runs: Iterable[RunRecord]) -> list[RunRecord]:

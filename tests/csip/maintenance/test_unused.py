@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from csip import tables
-from csip.ingest.records import tracklet_prefix
 from csip.lineage import History, flatten
 from csip.maintenance import collect as collecting
 from csip.maintenance import unused
@@ -249,10 +248,6 @@ def test_what_was_made_of_an_extraction_that_was_given_back_is_still_walked_back
     after = flatten(History(store).find("c" * 64))
     assert [(n.kind, n.name, n.facts) for n in after] == before
     assert {n.made_by.run_id for n in after if n.kind == "video"} == {one["run_id"] for one in extracted}
-
-
-def test_the_names_of_an_extractions_tracklets_begin_as_those_who_make_them_say():
-    assert unused.prefix((FIRST, OLD)) + "-" == tracklet_prefix(FIRST, OLD)
 
 
 class StoppedError(RuntimeError):
