@@ -30,7 +30,7 @@ _CUT_SECONDS, _CUT_SHARE = 2.0, 0.02
 _REORDERED = 32
 
 # Beside FFmpeg's index decord keeps its own, and its referee has one more: of many hours that is too much memory.
-_MOST_INDEXED = 500_000
+_MOST_INDEXED = 250_000
 
 # Frames that are decoded to see in which order they come, where their packets cannot tell.
 _LOOKED_AT = 64
