@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from csip.ingest.container import Alive, Image, VideoFrame, pyav_frames, upright
+from csip.ingest.container import Alive, Image, pyav_frames, upright
 from csip.ingest.scan import Scan
 
-# Frames that wait for one that belongs before them; codecs reorder 16 at most.
-_HELD_BACK = 16
+# Frames that wait for one that belongs before them, and bytes of them; codecs reorder 16 at most.
+_HELD_BACK, _HELD_BYTES = 16, 256_000_000
 
 
 def pyav_images(
@@ -31,7 +31,8 @@ def pyav_images(
     Raises:
         DecoderLostError: the file does not read as it did when it was scanned.
     """
-    held: dict[int, VideoFrame] = {}
+    held: dict[int, Image | None] = {}
+    most = min(_HELD_BACK, _HELD_BYTES // (3 * scan.height * scan.width))
     at, named = first - 1, -1
     for frame in pyav_frames(path, threads, alive, scan.packets):
         index = scan.place(frame.pts, frame.dts, named)
@@ -41,15 +42,12 @@ def pyav_images(
         while (index <= at or index in held) and scan.shares_time(index):
             index += 1
         if index > at:
-            # Some decoders first make up one in its place.
-            held[index] = frame
+            # Some decoders first make up one in its place. PyAV's own frame is let go at once: what damage is filled in
+            # with are its buffers.
+            held[index] = upright(frame, scan.height, scan.width) if index in wanted else None
         # Beside damage frames come out of their order; where none is missing before it, none is held back.
-        while at + 1 in held or len(held) > _HELD_BACK:
+        while at + 1 in held or len(held) > most:
             at = min(held)
-            yield at, _shown(held.pop(at), scan, at in wanted)
+            yield at, held.pop(at)
     for index in sorted(held):
-        yield index, _shown(held[index], scan, index in wanted)
-
-
-def _shown(frame: VideoFrame, scan: Scan, wanted: bool) -> Image | None:
-    return upright(frame, scan.height, scan.width) if wanted else None
+        yield index, held[index]

@@ -42,6 +42,9 @@ _BLOCK = 1 << 20
 _EVERY = range(sys.maxsize)
 _COMPARED = 1 << 14  # frames at once: a day has millions
 
+# Frames that the referee is ahead: a damaged one hurts some that are shown before it; codecs reorder 16 at most.
+_AHEAD = 16
+
 # Not one picture is to be made up by decord in the place of frames that it could not decode. It takes 0 for "any
 # number", and a share of all frames for the number that it comes to.
 _NONE = 1e-9
@@ -267,11 +270,20 @@ def _refereed(reader: Any, path: Path, scan: Scan, threads: int, alive: Alive) -
     decord says neither which frame a picture is, nor that it is damaged, nor that one before it was lost.
     """
     with closing(sound_times(path, threads, alive)) as sound:
+        seen = 0
         for expected, at in zip(scan.pts.tolist(), sound, strict=False):
             if at != expected:
                 return
-            try:
-                image = reader.next()
-            except StopIteration:
-                return
+            seen += 1
+            if seen > _AHEAD and (image := _next(reader)) is not None:
+                yield image
+    for _ in range(min(seen, _AHEAD) if seen == len(scan.pts) else 0):
+        if (image := _next(reader)) is not None:
             yield image
+
+
+def _next(reader: Any) -> Any:
+    try:
+        return reader.next()
+    except StopIteration:
+        return None

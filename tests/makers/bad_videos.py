@@ -33,6 +33,14 @@ def read_stamp(picture):
     return sum(1 << bit for bit, x in enumerate(middle) if picture[height // 3, int(x)].mean() > 128)
 
 
+def is_whole(picture):
+    """Whether a picture looks as `stamp` draws it, and not like one that was filled in."""
+    height, width = picture.shape[:2]
+    middle = (np.arange(BITS) + 0.5) * width / BITS
+    blocks = np.array([picture[height // 8 : height // 2, int(x)].astype(int) for x in middle])
+    return bool((np.minimum(np.abs(blocks - 16), np.abs(blocks - 235)) < 25).all())
+
+
 def encode(
     path,
     codec="libx264",

@@ -285,6 +285,24 @@ def test_decord_gives_no_frame_that_its_referee_has_not_seen(tmp_path, caplog):
     assert f"read {len(index)} of 59 frames" in error
 
 
+def test_a_picture_that_hangs_on_a_damaged_one_shown_after_it_is_not_decords(tmp_path, monkeypatch):
+    # Frames 0 to 29 go by without a complaint: decord gives those that no later one can have hurt.
+    path = write_video(tmp_path / "a.mp4", count=60)
+    monkeypatch.setattr(video, "sound_times", lambda *_: iter_and_close(scan_video(path).pts[:30].tolist()))
+    given = []
+
+    def counting(*args, give=video._refereed):
+        for picture in give(*args):
+            given.append(len(given))
+            yield picture
+
+    monkeypatch.setattr(video, "_refereed", counting)
+    stamps, index, _, error = read_all(path)
+    assert error is None
+    assert stamps == index == list(range(60))
+    assert given == list(range(30 - 16))
+
+
 def test_frames_that_decord_loses_in_silence_are_not_taken_for_others(tmp_path, monkeypatch):
     """Where its referee sees nothing, it makes up pictures at the end for the frames that it lost before."""
     path = without_key_frame(tmp_path / "a.mp4")
