@@ -15,7 +15,7 @@ class VideoError(CsipError):
 
 
 class DecoderLostError(VideoError):
-    """The process that decodes hung or died over a file; another attempt may succeed."""
+    """The process that decodes hung or died over a file, or its disk failed; another attempt may succeed."""
 
 
 class SourceError(CsipError):

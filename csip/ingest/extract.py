@@ -72,7 +72,13 @@ def extract_videos(
 
         stride, batch = config.detect.stride, runtime.pose_batch
         steps = stack.enter_context(
-            closing(prefetch(read_videos(videos, plan, first, stride=stride, batch=batch), _PIECES_AHEAD))
+            closing(
+                prefetch(
+                    read_videos(videos, plan, first, stride=stride, batch=batch),
+                    _PIECES_AHEAD,
+                    _SECONDS_BETWEEN_RECORDS,
+                )
+            )
         )
         # Whoever stops early does not wait for a decoder that may hang; but says so first, so that no file is blamed.
         stack.callback(second.interrupt)
