@@ -15,7 +15,7 @@ class VideoError(CsipError):
 
 
 class DecoderLostError(VideoError):
-    """The process that decodes hung or died over a file; another attempt may succeed."""
+    """The process that decodes hung or died over a file, or its disk failed; another attempt may succeed."""
 
 
 class SourceError(CsipError):
@@ -31,7 +31,7 @@ class StoreError(CsipError):
 
 
 class StoreBusyError(StoreError):
-    """Other writers came before every time; another attempt may succeed."""
+    """Other writers came before every time, or somebody is being forgotten; another attempt may succeed."""
 
 
 class StorageFaultError(StoreError):

@@ -83,11 +83,22 @@ def from_first(values: Tensor) -> Tensor:
 
 def text_from_first(text: str) -> str:
     """Give every process the text, not empty, that the first one has; all of them must ask."""
+    return _text_from(0, text)
+
+
+def text_from_each(text: str) -> list[str]:
+    """Give every process the texts, not empty, of all, in the order of their ranks; all of them must ask."""
+    return [_text_from(number, text) for number in range(size())]
+
+
+def _text_from(number: int, text: str) -> str:
     if size() == 1:
         return text
     content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    length = from_first(torch.tensor(len(content)))
-    received = from_first(content if rank() == 0 else torch.empty(int(length), dtype=torch.uint8))
+    length = torch.tensor(len(content))
+    dist.broadcast(length, number)
+    received = content if rank() == number else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(received, number)
     return bytes(received.numpy()).decode()
 
 

@@ -7,13 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csip.plain import digest
+
 TABLE = frozenset({"uri", "version"})
 """The keys of a reference to a table, in a run's inputs and outputs."""
 FILE = frozenset({"path", "sha256"})
 """The keys of a reference to a file."""
 
+GIVEN_BACK = " (given back)"
+"""What stands behind the stage of a pass over a video whose rows `csip gc` has taken away: it is not done any more."""
+
 Key = tuple[str, str]
 """Kind and name of a thing."""
+
+
+def extraction_name(video_sha: str, track_digest: str) -> str:
+    """Name an extraction, as its tracklets' names begin: the same video and settings give the same on every machine."""
+    return digest(video_sha, track_digest)[:12]
 
 
 @dataclass(frozen=True, slots=True)

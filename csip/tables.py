@@ -12,6 +12,8 @@ What goes through it is made in `csip.store`, which nothing else imports from. L
 opens its own tables, under `spawn`.
 """
 
+from csip.store.checking import check_keys_of, damaged_files
+from csip.store.closing import alone, at_work, close_table, closed_by, open_table, seal, young_file
 from csip.store.columns import (
     binary_views,
     boxes_array,
@@ -24,10 +26,12 @@ from csip.store.columns import (
 )
 from csip.store.faults import may_pass
 from csip.store.fragments import Fragments, FragmentWriter, commit_fragments, delete_rows
+from csip.store.paths import folder, inside, known_file
 from csip.store.reading import Rows, count, described, read, stream, stream_tracklets
 from csip.store.records import (
     RunRecord,
     check_name,
+    check_row,
     find_run,
     find_runs,
     newest_snapshot,
@@ -52,7 +56,7 @@ from csip.store.upkeep import (
     plan_compaction,
     untag,
 )
-from csip.store.versions import any_of, current, exists, folder, is_address, quote, table_uri
+from csip.store.versions import any_of, current, exists, is_address, quote, table_uri
 from csip.store.writing import delete, describe, prepare_store, upsert
 from csip.types import TableRef
 from storage_schemas import TABLES
@@ -65,16 +69,23 @@ __all__ = [
     "Rows",
     "RunRecord",
     "TableRef",
+    "alone",
     "any_of",
+    "at_work",
     "binary_views",
     "boxes_array",
     "boxes_column",
+    "check_keys_of",
     "check_name",
+    "check_row",
     "clean_up",
+    "close_table",
+    "closed_by",
     "commit_fragments",
     "compact",
     "count",
     "current",
+    "damaged_files",
     "delete",
     "delete_as_read",
     "delete_rows",
@@ -86,15 +97,18 @@ __all__ = [
     "find_runs",
     "folder",
     "from_rows",
+    "inside",
     "is_address",
     "keypoints_array",
     "keypoints_column",
+    "known_file",
     "list_tags",
     "list_versions",
     "may_pass",
     "newest_snapshot",
     "now",
     "open_snapshot",
+    "open_table",
     "pinned",
     "plan_compaction",
     "prepare_store",
@@ -104,6 +118,7 @@ __all__ = [
     "read_snapshots",
     "record_run",
     "record_runs",
+    "seal",
     "snapshot_row",
     "snapshot_tag",
     "stream",
@@ -113,4 +128,5 @@ __all__ = [
     "upsert",
     "vectors_array",
     "vectors_column",
+    "young_file",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from csip.references import Key, Thing, once_each, things_in
+from csip.references import GIVEN_BACK, Key, Thing, once_each, things_in
 from csip.tables import RunRecord
 
 _SHORT = 12  # letters of a digest
@@ -42,9 +42,9 @@ class Walk:
         self._passes: dict[str, list[RunRecord]] = {}
         for run in runs:
             for thing in things_in(run.outputs):
-                if run.stage in ("detect_video", "track_segment"):
+                if _stage(run) in ("detect_video", "track_segment"):
                     self._passes.setdefault(thing.name, []).append(run)
-                elif thing.kind != "video" or run.stage == "track_video":
+                elif thing.kind != "video" or _stage(run) == "track_video":
                     # Others name a video; its rows are the tracking pass's, whose record tells of the detections.
                     self._makers.setdefault(thing.key, []).append(run)
 
@@ -99,7 +99,7 @@ class Walk:
     def _tracked(self, thing: Thing) -> RunRecord | None:
         """Find the run that a mention of an extracted video names itself."""
         named = self._runs.get(thing.facts.get("run_id", "")) if thing.kind == "video" else None
-        return named if named is not None and named.stage == "track_video" else None
+        return named if named is not None and _stage(named) == "track_video" else None
 
     def _node(self, thing: Thing, run: RunRecord | None, above: frozenset[Key]) -> Node:
         sources = self._sources(run, above | {thing.key}) if run else ()
@@ -113,7 +113,7 @@ class Walk:
 
     def _passes_before(self, run: RunRecord) -> tuple[Node, ...]:
         """Sum up the passes over a video's segments that a tracking run stands on, stage by stage."""
-        if run.stage not in ("track_video", "track_segment"):
+        if _stage(run) not in ("track_video", "track_segment"):
             return ()
         sha, nodes = run.outputs["video_sha"], []
         for stage, kind, digest, counted in (
@@ -125,7 +125,7 @@ class Walk:
             done = {
                 one.key: one
                 for one in self._passes.get(sha, [])
-                if one.stage == stage and one.outputs[digest] == wanted and one.started <= run.started and one != run
+                if _stage(one) == stage and one.outputs[digest] == wanted and one.started <= run.started and one != run
             }
             if not done:
                 continue
@@ -134,6 +134,11 @@ class Walk:
             ids = {"runs": [one.run_id for one in runs]} if len(runs) > 1 else {}
             nodes.append(Node(kind, f"{sha[:_SHORT]}/{wanted[:_SHORT]}", facts | ids, runs[-1], ()))
         return tuple(nodes)
+
+
+def _stage(run: RunRecord) -> str:
+    """Name a run's stage, also of one whose rows are given back: what was made of them came from there all the same."""
+    return run.stage.removesuffix(GIVEN_BACK)
 
 
 def flatten(root: Node) -> list[Node]:

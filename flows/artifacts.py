@@ -17,7 +17,8 @@ from csip.plain import from_plain
 from csip.types import FileRef, ResultsRef, Snapshot
 from flows.progress import artifact_key
 from flows.results import is_mean, losses, tell_means, tell_results
-from flows.terminal import lineage_text, mean_rows, score_rows
+from flows.terminal import mean_rows, score_rows
+from flows.tree import lineage_text
 
 _COLUMNS = 84
 """Letters that fit beside each other where the UI shows preformatted text, in a window of 1280 pixels."""

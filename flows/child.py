@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from csip import ranks, tables
+from csip.device import list_devices
 from csip.errors import CsipError, StageError, StorageFaultError
 from csip.plain import from_plain, to_plain
 from csip.source import source_digest
@@ -59,7 +60,7 @@ def run_stage(
         StoppedError: the stage was closed.
     """
     last = float("-inf")
-    curves = _Curves(Path(out.store) / "tensorboard" / f"{name}-{out.run_id}")
+    curves = _Curves(out.store, f"{name}-{out.run_id}")
     try:
         while True:
             try:
@@ -87,15 +88,15 @@ def run_stage(
 class _Curves:
     """TensorBoard's event files of one run; its library is loaded when there is something to write."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: str, name: str) -> None:
+        self._store, self._name = store, name
         self._writer: SummaryWriter | None = None
 
     def add(self, record: Progress) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder))
+            self._writer = SummaryWriter(str(tables.folder(self._store, "tensorboard") / self._name))
         for name, value in record.values.items():
             self._writer.add_scalar(name, value, record.done)
 
@@ -142,7 +143,8 @@ def main() -> int:
             module, _, name = request["function"].rpartition(":")
             out: Output = from_plain(Output, request["out"])
             stage = call(getattr(import_module(module), name), request["arguments"] | {"out": request["out"]})
-            outcome = run_stage(stage, out, name, tell, stop.is_set)
+            with tables.at_work(out.store):  # by itself: it may outlive the process that asked
+                outcome = run_stage(stage, out, name, tell, stop.is_set)
             result = {"outcome": to_plain(outcome)}
     except (CsipError, ValueError) as error:
         if isinstance(error, ValueError):
@@ -166,27 +168,49 @@ def main() -> int:
 
 
 def _agree(request: dict[str, Any]) -> dict[str, Any]:
-    """Let the processes of other machines know what is to be done.
+    """Let the processes of other machines know what is to be done; each does it on its own machine's device.
 
     Raises:
-        StageError: this machine has other code than the first.
+        StageError: a machine differs from the first in its code, its number of processes or its kind of device.
     """
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         return {}
     asked = {key: request.get(key) for key in ("function", "arguments", "out")}
-    if ranks.rank() == 0:
-        asked["source"] = source_digest(request["function"].partition(":")[0])
     told: dict[str, Any] = json.loads(ranks.text_from_first(json.dumps(asked)))
-    unlike = source_digest(told["function"].partition(":")[0]) != told["source"]
-    if ranks.any_rank(unlike):
-        where = socket.gethostname() if unlike else "another machine"
-        raise StageError(
-            f"{told['function']}: found other code on {where} than where the flow runs, expected the same. Install the "
-            "same version of CSIP on all of them."
-        )
+    runtime = told["arguments"]["runtime"]
+    runtime["device"] = request.get("device", runtime["device"])
+    function = told["function"]
+    mine = {
+        "host": socket.gethostname(),
+        "source": source_digest(function.partition(":")[0]),
+        "processes": os.environ["LOCAL_WORLD_SIZE"],
+        "device": list_devices(runtime["device"])[0].partition(":")[0],
+    }
+    first, *others = map(json.loads, ranks.text_from_each(json.dumps(mine)))
+    for other in others:
+        _compare(function, first, other)
     if STARTED in os.environ:
-        Path(os.environ[STARTED]).write_text(told["function"], encoding="utf-8")
+        Path(os.environ[STARTED]).write_text(function, encoding="utf-8")
     return told
+
+
+def _compare(function: str, first: dict[str, str], other: dict[str, str]) -> None:
+    if other["source"] != first["source"]:
+        raise StageError(
+            f"{function}: found other code on {other['host']} than where the flow runs ({first['host']}), expected the "
+            "same. Install the same version of CSIP on all of them."
+        )
+    if other["processes"] != first["processes"]:
+        raise StageError(
+            f"{function}: found {other['processes']} processes on {other['host']} and {first['processes']} where the "
+            f"flow runs ({first['host']}), expected as many. Give both the same --set runtime.processes=N, `csip join` "
+            "and the flow."
+        )
+    if other["device"] != first["device"]:
+        raise StageError(
+            f"{function}: found the device {other['device']} on {other['host']} and {first['device']} where the flow "
+            f"runs ({first['host']}), expected the same kind. Name one that all have with --set runtime.device=NAME."
+        )
 
 
 def _listen(stop: threading.Event) -> None:

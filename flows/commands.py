@@ -23,7 +23,9 @@ from csip.errors import CsipError
 from csip.evaluation.average import summarise
 from csip.evaluation.exchange import export_matrix, score_matrix
 from csip.evaluation.matrix import read_matrix, write_matrix
-from csip.ingest.mot import write_mot
+from csip.ingest.check import find_sources
+from csip.ingest.mot import check_target, write_mot
+from csip.ingest.retrack import with_detections_of
 from csip.lineage import History
 from csip.models.checkpoints import checkpoint_ref
 from csip.models.published import import_checkpoint
@@ -92,7 +94,13 @@ def build(
     profile: bool = False,
     as_json: bool,
 ) -> None:
-    """Run the flow "build-skeletons", and write its tracks for others to score where that is asked for."""
+    """Run the flow "build-skeletons", and write its tracks for others to score where that is asked for.
+
+    What cannot be built is refused before Prefect's server is started, which may take a minute.
+    """
+    videos = _look_ahead(sources, camera, experiment, store, retrack)
+    if mot_out is not None:
+        check_target(mot_out, videos)
     built = _build(sources, camera, experiment, store, retrack=retrack, quiet=as_json)
     if mot_out is not None:
         built["mot"] = [str(path) for path in write_mot(tables.open_snapshot(store, built["snapshot"]), mot_out)]
@@ -104,6 +112,19 @@ def build(
         terminal.OUT.print(terminal.facts("MOTChallenge tracks", [("file", path) for path in built["mot"]]))
     if profile:
         _show_profile(built["stages"])
+
+
+def _look_ahead(sources: tuple[str, ...], camera: str, experiment: Experiment, store: str, retrack: str) -> int:
+    """Count the files, or of a snapshot the videos, that a build would read; 0 of a benchmark.
+
+    Raises:
+        CsipError: there are none, as the flow itself would say.
+    """
+    if retrack:
+        with_detections_of(store, retrack, experiment.extract)
+        return len(tables.snapshot_row(store, retrack)["videos"])
+    found = find_sources(sources, camera)
+    return 0 if found is None else len(found.files)
 
 
 _PHASES = {
@@ -296,7 +317,9 @@ def _require_kind(experiment: Experiment, snapshot: Snapshot) -> None:
 
 
 def _show_build(built: Mapping[str, Any]) -> None:
-    rows = _video_rows(built["counts"], built["listed"]) if built["listed"] else _benchmark_rows(built["counts"])
+    counts, listed = built["counts"], built["listed"]
+    extracted = [one["counts"] for one in built["stages"] if one["stage"] == "extract_videos"]
+    rows = _video_rows(counts, listed, extracted) if listed else _benchmark_rows(counts)
     rows.append(("snapshot", built["snapshot"]))
     rows.append(("table versions", ", ".join(f"{name}@{version}" for name, version in built["tables"].items())))
     rows.append(("store", built["store"]))
@@ -309,8 +332,11 @@ def _benchmark_rows(counts: Mapping[str, Any]) -> list[tuple[str, object]]:
     return [(name.replace("_", " "), value) for name, value in plain]
 
 
-def _video_rows(counts: Mapping[str, Any], listed: Mapping[str, Any]) -> list[tuple[str, object]]:
-    failed = counts["videos_left_out"]
+def _video_rows(
+    counts: Mapping[str, Any], listed: Mapping[str, Any], extracted: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, object]]:
+    # Not what the snapshot counted: it may be one that was published before, by a build without these.
+    failed = sum(each["quarantined"] for each in extracted)
     new = listed["videos"] - listed["already_extracted"] - failed
     again = "" if new else ": nothing was extracted again"
     rows: list[tuple[str, object]] = [
@@ -320,16 +346,25 @@ def _video_rows(counts: Mapping[str, Any], listed: Mapping[str, Any]) -> list[tu
         )
     ]
     if failed:
-        rows.append(("videos left out", f"{failed} in quarantine; the table `videos` says why"))
+        rows.append(("videos left out", f"{failed} that could not be worked on"))
+        told = (item for each in extracted for item in each.items())
+        rows += [(f"  {key}", value) for key, value in told if key.startswith("left out ")]
+    if counts.get("partial_videos"):
+        text = f"{counts['partial_videos']} that break off, kept as far as they go; the table `videos` says why"
+        rows.append(("partial videos", text))
     for name in ("forgotten_files", "unreadable_files", "unreadable_folders", "duplicate_files"):
         if listed.get(name):
             rows.append((name.replace("_", " "), listed[name]))
     rows += [(f"  {key}", value) for key, value in listed.items() if key.startswith("unreadable ")]
+    if listed.get("other_files"):
+        rows.append(("other files", f"not looked at, by their names: {terminal.listing(listed['other_files'])}"))
     rows += [(name.replace("_", " "), counts[name]) for name in ("frames", "detections")]
+    if any(counts.get("people_left_out", {}).values()):
+        rows.append(("people left out", terminal.listing(counts["people_left_out"])))
     dropped = ", ".join(f"{number} {reason}" for reason, number in counts["dropped"].items())
     rows.append(("tracklets", f"{counts['tracklets']} kept in {counts['crops']} crops; dropped: {dropped}"))
-    rules = ", ".join(f"{number} {rule}" for rule, number in counts["rules"].items() if number)
-    rows.append(("tracking rules", rules or "none was needed"))
+    rules = terminal.listing(counts["rules"])
+    rows.append(("tracking rules", "none was needed" if rules == "none" else rules))
     rows.append(("mean keypoint confidence", f"{counts['keypoint_confidence']:.3f}"))
     if "no_protocol" in counts:
         rows.append(("not enough to train", counts["no_protocol"]))

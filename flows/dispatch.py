@@ -219,6 +219,7 @@ def gc(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         force=args.force,
         older_than=args.older_than,
+        detections=args.detections,
         as_json=args.json,
     )
 

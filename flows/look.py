@@ -11,7 +11,9 @@ from csip.ingest.check import check_sources
 from csip.lineage import History
 from csip.origins import leaves
 from csip.plain import to_plain
+from csip.settings import spell
 from flows import terminal
+from flows.tree import show_lineage
 
 
 def check(sources: tuple[str, ...], experiment: Experiment, *, as_json: bool) -> None:
@@ -20,9 +22,8 @@ def check(sources: tuple[str, ...], experiment: Experiment, *, as_json: bool) ->
     if as_json:
         terminal.show_json(counts)
     else:
-        terminal.OUT.print(
-            terminal.facts("Nothing wrong", [(name.replace("_", " "), value) for name, value in counts.items()])
-        )
+        rows = [(name.replace("_", " "), terminal.listing(value)) for name, value in counts.items()]
+        terminal.OUT.print(terminal.facts("Nothing wrong", rows))
 
 
 def show_config(experiment: Experiment, origins: Mapping[str, str], *, as_json: bool) -> None:
@@ -30,10 +31,7 @@ def show_config(experiment: Experiment, origins: Mapping[str, str], *, as_json: 
     if as_json:
         terminal.show_json({"values": to_plain(experiment), "sources": dict(origins)})
         return
-    lines = {}
-    for name, value in leaves(experiment).items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        lines[name] = f"{name}={text.lower() if value is None or isinstance(value, bool) else text}"
+    lines = {name: f"{name}={spell(value)}" for name, value in leaves(experiment).items()}
     width = max(map(len, lines.values()))
     for name, line in lines.items():
         terminal.OUT.print(Text.assemble(line.ljust(width), (f"  # {origins[name]}", "dim")))
@@ -45,4 +43,4 @@ def lineage(ref: str, store: str, *, as_json: bool) -> None:
     if as_json:
         terminal.show_json(to_plain(node))
     else:
-        terminal.show_lineage(node)
+        show_lineage(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
+from csip import tables
 from csip.maintenance.collect import Collected, collect
 from csip.maintenance.diff import MOST_NAMES, TableDiff, diff
 from csip.maintenance.forget import Plan, Selector, finish, forget, forgotten_on, look_up
@@ -93,12 +95,22 @@ def _rows(table: TableDiff, a: str, b: str) -> list[tuple[str, object]]:
 
 
 def _value(value: Any) -> str:
-    return _ABSENT if value is None else str(value)
+    return _ABSENT if value is None else terminal.brief(value) if isinstance(value, str) else str(value)
 
 
-def clean(store: str, drop: Sequence[str], *, dry_run: bool, force: bool, older_than: timedelta, as_json: bool) -> None:
+def clean(
+    store: str,
+    drop: Sequence[str],
+    *,
+    dry_run: bool,
+    force: bool,
+    older_than: timedelta,
+    detections: bool,
+    as_json: bool,
+) -> None:
     """Give back what nothing names."""
-    done = collect(store, dry_run=dry_run, drop=drop, force=force, older_than=older_than)
+    with contextlib.nullcontext() if dry_run else tables.at_work(store):
+        done = collect(store, dry_run=dry_run, drop=drop, force=force, older_than=older_than, detections=detections)
     if as_json:
         terminal.show_json({"store": store, "dry_run": dry_run, **to_plain(done)})
         return
@@ -116,6 +128,9 @@ def clean(store: str, drop: Sequence[str], *, dry_run: bool, force: bool, older_
 
 def _work(done: Collected) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [("dropped", name) for name in done.dropped]
+    rows += [(name, "moved to newer versions, with the same rows") for name in done.moved]
+    if done.extractions:
+        rows.append(("extractions", f"{done.extractions} given back, which a build does again"))
     for name, work in done.tables.items():
         known = dataclasses.asdict(work)
         told = [f"{known[one]} {one}" for one in ("tags", "rows", "versions", "files") if known[one]]

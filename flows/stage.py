@@ -9,19 +9,9 @@ because a refactor must not re-extract years of video.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import json
-import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,13 +31,14 @@ from csip.plain import digest, from_plain, to_plain
 from csip.references import FILE, TABLE
 from csip.source import git_commit, source_digest
 from csip.tables import RunRecord
-from csip.types import Output, Progress, Stage, TableRef
+from csip.types import Output, Stage, TableRef
 from flows.artifacts import show_outcome
-from flows.child import REQUEST, STOPPED, call, run_stage
-from flows.devices import Held, Work, held
+from flows.child import call, run_stage
+from flows.devices import Work, held
 from flows.lost import refuse_endless_returns
-from flows.progress import Reporter, if_reachable, library_log, passing_on
-from flows.together import child_environment, end, torchrun
+from flows.parent import run_child
+from flows.progress import Reporter, if_reachable, library_log
+from flows.together import join_command
 
 RETRY_SECONDS = (10.0, 60.0)
 """How long a task waits before each further attempt, where what went wrong may pass."""
@@ -157,7 +148,8 @@ def _run(function: Any, store: str, given: dict[str, Any], *, work: Work | None,
         reporter.warn(text)
 
     shared = shared and runtime.processes * runtime.nodes > 1
-    with held(work, runtime, runtime.processes if shared else 1, f"{name} of run {out.run_id}", tell) as device:
+    count = runtime.processes if shared else 1
+    with held(work, runtime, count, f"{name} of run {out.run_id}", tell) as device, tables.at_work(store):
         if cached and device.waited and (known := _done_before(store, key)) is not None:
             return _give_again(known, store, kind, logger)
         started, begun = tables.now(), time.monotonic()
@@ -167,8 +159,8 @@ def _run(function: Any, store: str, given: dict[str, Any], *, work: Work | None,
         else:
             asked = f"{module}:{name}"
             if shared and runtime.nodes > 1:
-                tell(f"Waiting for {runtime.nodes - 1} more machines: csip join {runtime.rendezvous} on each.")
-            outcome = from_plain(kind, _run_child(asked, out, given, runtime, shared, device, reporter, logger))
+                tell(f"Waiting for {runtime.nodes - 1} more machines: `{join_command(runtime)}` on each.")
+            outcome = from_plain(kind, run_child(asked, out, given, runtime, shared, device, reporter, logger))
         reporter.finish()
         tables.record_run(
             store,
@@ -238,109 +230,3 @@ def _still_there(outputs: Any) -> bool:
         path = Path(outputs["path"])
         return path.is_file() and digest_file(path) == outputs["sha256"]
     return all(_still_there(one) for one in outputs.values())
-
-
-def _run_child(
-    function: str,
-    out: Output,
-    given: dict[str, Any],
-    runtime: RuntimeConfig,
-    shared: bool,
-    device: Held,
-    reporter: Reporter,
-    logger: Any,
-) -> dict[str, Any]:
-    """Run a stage in a child process, or in several that torchrun starts.
-
-    It is killed when it reports nothing for `stall_seconds`. When this process is to end, it is told to stop, and has
-    `stop_seconds` to save what it has.
-
-    Raises:
-        CsipError: of the kind and with the message that the stage raised; `StageError` when the process died or hung.
-    """
-    stall = runtime.stall_seconds
-    with tempfile.TemporaryDirectory(prefix="csip-stage-") as folder:
-        manifest = Path(folder) / "manifest.json"
-        request = {"function": function, "arguments": given, "out": to_plain(out), "manifest": str(manifest)}
-        request |= {"parent": os.getpid(), "stop_seconds": runtime.stop_seconds}
-        child = _start(json.dumps(request), Path(folder), runtime, shared, device)
-        lines: queue.Queue[str | None] = queue.Queue()
-        tail: deque[str] = deque(maxlen=40)
-        readers = [
-            threading.Thread(target=_pump, args=(child.stdout, lines.put), daemon=True),
-            threading.Thread(target=_pump, args=(child.stderr, passing_on(logger, reporter, tail)), daemon=True),
-        ]
-        patience = runtime.stop_seconds
-        try:
-            for reader in readers:
-                reader.start()
-            while (line := lines.get(timeout=stall)) is not None:
-                reporter(from_plain(Progress, json.loads(line)))
-            child.wait(timeout=stall)
-        except (queue.Empty, subprocess.TimeoutExpired):
-            patience = 0.0
-            raise errors.StageError(
-                f"Stage {function}: its process (pid {child.pid}) reported nothing for {stall:g} s and was killed. "
-                "Expected progress; run the same command again, which goes on from what is committed, or raise "
-                "runtime.stall_seconds."
-            ) from None
-        finally:
-            end(child, patience)
-            for reader in readers:
-                reader.join(timeout=5)
-        return _read_manifest(function, manifest, child.returncode, tail, others=shared and runtime.nodes > 1)
-
-
-def _start(request: str, folder: Path, runtime: RuntimeConfig, shared: bool, device: Held) -> subprocess.Popen[str]:
-    """Start one process that finds its request on standard input, or torchrun, whose processes find it in a file."""
-    command, environment = [sys.executable, "-m", "flows.child"], child_environment(runtime)
-    if shared:
-        file = folder / "request.json"
-        file.write_text(request, encoding="utf-8")
-        command, environment = torchrun(runtime), environment | {REQUEST: str(file)}
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        # The device stays held until this process is gone too, which may outlive ours while it saves what it has.
-        pass_fds=device.files,
-        env=environment | dict(device.environment),
-    )
-    if not shared:
-        # A child that died as it started reads nothing; its last words say why.
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(request + "\n")  # type: ignore[union-attr]
-            child.stdin.flush()  # type: ignore[union-attr]
-    return child
-
-
-def _pump(stream: Any, put: Callable[[Any], None]) -> None:
-    for line in stream:
-        put(line)
-    put(None)
-
-
-def _read_manifest(function: str, manifest: Path, code: int, tail: deque[str], *, others: bool) -> dict[str, Any]:
-    if not manifest.is_file():
-        if code == STOPPED:
-            raise errors.StageError(
-                f"Stage {function}: was told to stop, and has stopped. What is committed or saved stays; the same "
-                "command goes on from there."
-            )
-        told = "\n  ".join(tail) or "nothing"
-        # Where other machines take part, one of them may be gone, and another one, or itself, come back.
-        kind = errors.ProcessLostError if code == -signal.SIGKILL or others else errors.StageError
-        where = ", here or on another machine," if others else ""
-        raise kind(
-            f"Stage {function}: its process{where} ended with code {code} and left no result. Its last words:\n"
-            f"  {told}\nCommitted rows are kept; run the same command again once the cause is mended."
-        )
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    if "error" in content:
-        named = getattr(errors, content["error"], None)
-        raise (named or ValueError)(content["message"])
-    return cast("dict[str, Any]", content["outcome"])

@@ -20,15 +20,12 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
-from rich.tree import Tree
 
 from csip import types
-from csip.lineage import Node
 from csip.maintenance.keys import shorten
 from flows.progress import LISTENER
 
 OUT = Console(highlight=False, soft_wrap=True)
-_UNFOLDED = 10_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TOLD = ("loss", "learning_rate", "clips_per_second")
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -84,6 +81,13 @@ def facts(title: str, rows: Sequence[tuple[str, object]]) -> RenderableType:
     width = max((len(name) for name, _ in rows), default=0)
     lines = [Text.assemble(("  " + name.ljust(width + 2), "dim"), str(value)) for name, value in rows]
     return Group(Text(title, style="bold"), *lines, Text(""))
+
+
+def listing(value: object) -> object:
+    """Write numbers by what they count in one line, "none" where there are none; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    return ", ".join(f"{number} {what}" for what, number in value.items() if number) or "none"
 
 
 def scores(values: Mapping[str, Mapping[str, float]], label: str) -> RenderableType:
@@ -210,51 +214,7 @@ def losses(curves: Mapping[str, Sequence[float]]) -> RenderableType:
     return facts("Losses", rows)
 
 
-def show_lineage(node: Node) -> None:
-    """Draw a thing and all it was made from; a terminal folds long lines into the tree, a pipe gets them whole."""
-    console = OUT if OUT.is_terminal else Console(highlight=False, width=_UNFOLDED)
-    console.print(_tree(node), soft_wrap=False)
-
-
-def lineage_text(node: Node, columns: int) -> str:
-    """Draw a thing and all it was made from as plain text of that width."""
-    console = Console(highlight=False, width=columns, color_system=None)
-    with console.capture() as captured:
-        console.print(_tree(node), soft_wrap=False)
-    # The console fills lines up to its width.
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _tree(node: Node) -> Tree:
-    tree = Tree(_label(node))
-    _grow(tree, node, set())
-    return tree
-
-
-def _grow(tree: Tree, node: Node, seen: set[tuple[str, str]]) -> None:
-    key = (node.kind, node.name)
-    if key in seen and node.sources:
-        tree.add(Text("(as above)", style="dim"))
-        return
-    seen.add(key)
-    for source in node.sources:
-        _grow(tree.add(_label(source)), source, seen)
-
-
-def _label(node: Node) -> Text:
-    text = Text.assemble((f"{node.kind} ", "bold"), _brief(node.name))
-    shown = {k: v for k, v in node.facts.items() if isinstance(v, str | int | float | list) and k != "table"}
-    if shown:
-        text.append("  " + ", ".join(f"{k.replace('_', ' ')} {_brief(v)}" for k, v in shown.items()), style="cyan")
-    if node.made_by is not None:
-        run = node.made_by
-        weights = "".join(f", weights {name} {sha[:12]}" for name, sha in run.weights.items())
-        commit = f", commit {run.git_commit[:12]}" if run.git_commit else ""
-        text.append(f"  by {run.stage} (run {run.run_id}, {run.seconds:.1f} s{commit}{weights})", style="dim")
-    return text
-
-
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
     """Write a digest by its first letters and of a list the first few; JSON has all of it."""
     if isinstance(value, list):
         return shorten([str(one) for one in value])

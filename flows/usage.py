@@ -171,6 +171,8 @@ def _add_store_care(command: _Maker) -> None:
     clean.add_argument("--force", action="store_true", help="drop it though runs were made from it")
     text = "what was in use within so many days is left (default: 7); 0 only while nobody else uses the store"
     clean.add_argument("--older-than", type=_days, default=_days("7"), metavar="DAYS", help=text)
+    text = "give back raw detections that no snapshot uses, too; making them again takes the pose model"
+    clean.add_argument("--detections", action="store_true", help=text)
     _with_store(clean)
 
     erase = command("forget", dispatch.forget)

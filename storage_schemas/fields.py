@@ -23,14 +23,15 @@ FIRST_VERSION = 2
 SCHEMA_VERSION = 3
 
 _VERSION = b"csip.schema_version"
-_POSITION = b"lance-schema:unenforced-primary-key:position"
+_KEY = b"lance-schema:unenforced-primary-key"
+_POSITION = _KEY + b":position"
 
 
 def key(name: str, kind: pa.DataType, position: int, meaning: str) -> pa.Field:
     """Make a key column. Without Lance's primary-key metadata, concurrent upserts duplicate rows silently."""
     metadata = {
-        "lance-schema:unenforced-primary-key": "true",
-        "lance-schema:unenforced-primary-key:position": str(position),
+        _KEY.decode(): "true",
+        _POSITION.decode(): str(position),
         "csip.meaning": meaning,
     }
     return pa.field(name, kind, nullable=False, metadata=metadata)
@@ -102,10 +103,15 @@ def at_version(schema: pa.Schema, version: int) -> pa.Schema:
     return pa.schema(fields, metadata={**(schema.metadata or {}), _VERSION: str(version).encode()})
 
 
+def key_position(field: pa.Field) -> int:
+    """Tell where a column stands in the key as Lance knows it, from 1; 0 where it is no part of it."""
+    metadata = field.metadata or {}
+    return int(metadata.get(_POSITION, 0)) if metadata.get(_KEY) == b"true" else 0
+
+
 def key_names(schema: pa.Schema) -> list[str]:
     """List a schema's key columns in key order."""
-    keyed = [(int(f.metadata[_POSITION]), f.name) for f in schema if _POSITION in (f.metadata or {})]
-    return [name for _, name in sorted(keyed)]
+    return [name for position, name in sorted((key_position(field), field.name) for field in schema) if position]
 
 
 BOX = pa.list_(pa.float32(), 4)

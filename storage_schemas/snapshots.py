@@ -8,7 +8,7 @@ SCHEMA = table(
     key("name", pa.string(), 1, "what a user calls it"),
     column("digest", pa.string(), "of what decides its rows"),
     column("tables", pa.string(), "JSON: table -> version"),
-    column("config", pa.string(), "JSON: the sections that made it"),
+    column("config", pa.string(), "JSON: the sections that made it; of videos also `digests`, of their extraction"),
     column("counts", pa.string(), "JSON: videos, frames, detections, tracklets kept and dropped, people, parts"),
     column("videos", pa.string(), "JSON: SHA-256 of every video in it"),
     column("created", pa.string(), "ISO 8601, UTC"),

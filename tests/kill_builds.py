@@ -5,7 +5,7 @@
 A store with a published snapshot gets a second build, which is killed (SIGKILL, the build's process alone) after a
 random time, again and again, until one is let through. After every kill the store must verify, the published snapshot
 must read as before, and no decoder may be left over; in the end all tables must equal, row for row, those of a store
-where nobody was killed.
+where nobody was killed. Of `runs` that means: the same work is finished, and nothing twice.
 """
 
 from __future__ import annotations
@@ -103,6 +103,23 @@ def rows(store: Path) -> dict[str, list[dict]]:
     }
 
 
+def finished_runs(store: Path) -> list[dict]:
+    """What `runs` says is finished, by key, without what no two builds share: who, when, how fast, from where."""
+    told = [
+        {
+            "stage": run.stage,
+            "key": run.key,
+            "outputs": run.outputs,
+            "config": run.config,
+            "counts": {name: value for name, value in run.counts.items() if not name.endswith("seconds")},
+            "weights": run.weights,
+            "source_digest": run.source_digest,
+        }
+        for run in tables.find_runs(str(store), "true")
+    ]
+    return sorted(told, key=lambda one: (one["stage"], one["key"]))
+
+
 def published(store: Path, name: str) -> dict[str, list[dict]]:
     snapshot = tables.open_snapshot(str(store), name)
     return {table: tables.read(tables.pinned(snapshot, table)).to_pylist() for table in snapshot.tables}
@@ -167,7 +184,7 @@ def kill_many(folder: Path, kills: int, seed: int, tell=lambda text: None) -> in
     if process.returncode:
         raise RuntimeError(told)
     seconds = time.monotonic() - begun
-    expected = rows(whole)
+    expected, runs = rows(whole), finished_runs(whole)
     done = stores = 0
     while done < kills:
         store = folder / f"store-{stores}"
@@ -185,6 +202,8 @@ def kill_many(folder: Path, kills: int, seed: int, tell=lambda text: None) -> in
         for name in ROWS:
             if found[name] != expected[name]:
                 raise AssertionError(f"{store}: table {name} differs from that of an undisturbed build")
+        if finished_runs(store) != runs:
+            raise AssertionError(f"{store}: found {finished_runs(store)} in `runs`, expected {runs}")
         shutil.rmtree(store)
         stores += 1
     return stores

@@ -1,20 +1,26 @@
 """What lies in docker/: linted, and checked against what it names; no Docker engine is asked."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from prefect.utilities.templating import apply_values, find_placeholders
 
 import csip
+from csip import tables
 from csip.config import RuntimeConfig
 from flows.usage import make_parser
+from tests import bare_debian
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -29,6 +35,11 @@ SERVICES = {
 }
 KUBERNETES = json.loads((DOCKER / "kubernetes-job-template.json").read_text(encoding="utf-8"))
 PROPERTIES = KUBERNETES["variables"]["properties"]
+
+
+def filled(words, **given):
+    """Words as Compose fills them in, with these variables and the defaults of all others."""
+    return [re.sub(r"\$\{(\w+):-([^}]*)\}", lambda one: str(given.get(one[1], one[2])), word) for word in words]
 
 
 def test_the_dockerfile_has_nothing_that_a_linter_finds():
@@ -74,8 +85,8 @@ def test_no_secret_has_a_value_or_a_default():
     for name in ("CSIP_DATABASE_PASSWORD", "CSIP_AUTH", "CSIP_VIDEOS"):
         assert re.search(rf"\$\{{{name}:\?", text), f"{name} is not asked for"
         assert not re.search(rf"\$\{{{name}:?-", text)
-    filled = [line for line in (DOCKER / "example.env").read_text().splitlines() if re.match(r"[A-Z_]+=.", line)]
-    assert filled == ["CSIP_RECIPE=video"]
+    given = [line for line in (DOCKER / "example.env").read_text().splitlines() if re.match(r"[A-Z_]+=.", line)]
+    assert given == ["CSIP_RECIPE=video"]
     assert "docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
@@ -92,18 +103,82 @@ def test_what_is_waited_for_and_mounted_is_there():
 
 
 def test_the_deployments_are_made_by_words_that_csip_understands():
-    words = [re.sub(r"\$\{\w+:-(.+)\}", r"\1", word) for word in SERVICES["deploy"]["command"]]
-    args = make_parser().parse_args(words)
-    assert (args.command, args.store, args.pool) == ("deploy", "/store", "csip")
+    words = SERVICES["deploy"]["command"].split()
+    args = make_parser().parse_args(filled(words))
+    assert (args.command, args.source, args.store, args.pool) == ("deploy", ["/videos"], "/store", "csip")
+    args = make_parser().parse_args(filled(words, CSIP_STORE_ADDRESS="s3://cameras", CSIP_SOURCE="/videos/all.csv"))
+    assert (args.source, args.store) == (["/videos/all.csv"], "s3://cameras")
     for name in WORKERS:
-        pulls = make_parser().parse_args(SERVICES[name]["command"])
+        pulls = make_parser().parse_args(filled(SERVICES[name]["command"]))
         assert (pulls.command, pulls.pool, pulls.with_healthcheck) == ("worker", "csip", True)
+
+
+def test_no_variable_that_users_export_for_the_command_line_reaches_compose():
+    # README has them export a folder of this machine as CSIP_STORE, and the shell comes before .env.
+    texts = [(DOCKER / name).read_text(encoding="utf-8") for name in ("compose.yaml", "worker.yaml")]
+    used = {name for text in texts for name in re.findall(r"\$\{(\w+)", text)}
+    assert used & {"CSIP_STORE", "CSIP_CACHE", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"} == set()
+    assert "CSIP_STORE_ADDRESS" in used
+
+
+def test_a_worker_takes_as_many_runs_as_it_has_gpus_whose_locks_outlive_its_container():
+    for gpus in (1, 4):
+        given = {} if gpus == 1 else {"CSIP_GPUS": gpus}
+        for name in WORKERS:
+            assert make_parser().parse_args(filled(SERVICES[name]["command"], **given)).limit == gpus
+            # The folder of locks is named by it (`flows.devices`), and lies on the volume of this machine.
+            assert re.fullmatch(r"[a-z-]+", SERVICES[name]["hostname"])
+            assert "cache:/cache" in SERVICES[name]["volumes"]
+        (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+        assert filled([device["count"]], **given) == [str(gpus)]
+    assert SERVICES["worker-cpu"]["hostname"] == SERVICES["worker-gpu"]["hostname"]
 
 
 def test_docker_waits_longer_than_a_training_may_take_to_save():
     for name in WORKERS:
-        assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > RuntimeConfig().stop_seconds + 15
+        (grace,) = filled([SERVICES[name]["stop_grace_period"]])
+        assert float(grace.removesuffix("s")) > RuntimeConfig().stop_seconds + 15
+        assert filled([SERVICES[name]["stop_grace_period"]], CSIP_STOP_GRACE="150s") == ["150s"]
         assert SERVICES[name]["init"] is True
+
+
+def test_no_log_grows_until_the_disk_is_full():
+    for name, service in SERVICES.items():
+        options = service["logging"]["options"]
+        assert (options["max-size"], int(options["max-file"])) == ("20m", 5), name
+
+
+def test_who_runs_in_a_container_is_named_where_folders_of_the_host_are():
+    user = re.search(r"useradd --uid (\d+)", DOCKERFILE)[1]
+    for path in (DOCKER / "example.env", DOCKER / "worker.yaml", ROOT / "README.md"):
+        assert f"uid {user}" in path.read_text(encoding="utf-8"), path
+
+
+def pins():
+    """Name -> version of everything that the images are made of, and the lines that are no pins."""
+    lines = (DOCKER / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    told = [line for line in lines if line and not line.startswith("#")]
+    exact = dict(line.split("==") for line in told if re.fullmatch(r"[\w.-]+==[\w.+!]+", line))
+    return {canonicalize_name(name): version for name, version in exact.items()}, told
+
+
+def test_the_images_versions_are_those_that_pyproject_allows():
+    found, told = pins()
+    assert len(found) == len(told), "a line that names no one version, or a name twice"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [one for name, some in project["optional-dependencies"].items() if name != "test" for one in some]
+    for asked in map(Requirement, [*project["dependencies"], *extras, "asyncpg", "onnxruntime-gpu>=1.20"]):
+        version = found.get(canonicalize_name(asked.name))
+        assert version, f"{asked.name} is not pinned"
+        assert asked.specifier.contains(version), f"{asked} does not allow {version}"
+    # One pin for the builds of both targets.
+    assert "+" not in found["torch"] + found["torchvision"]
+
+
+def test_nothing_is_installed_in_the_images_but_by_the_pins():
+    installs = re.findall(r"pip install (?:.|\\\n)*", DOCKERFILE)
+    assert len(installs) == 3
+    assert all("--constraint /wheels/constraints.txt" in one for one in installs)
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "worker.yaml"])
@@ -128,7 +203,8 @@ def test_a_further_machine_needs_the_workers_file_alone():
         environment = ALONE["services"][name]["environment"]
         assert environment["PREFECT_API_URL"] == "${CSIP_API_URL:-http://server:4200/api}"
         # Passed on as they are, for an s3:// store.
-        assert {"AWS_ACCESS_KEY_ID", "AWS_ENDPOINT"} <= {key for key, value in environment.items() if value is None}
+        passed = {key for key, value in environment.items() if value is None}
+        assert set(re.findall(r"\bAWS_\w+[A-Z]\b", f"{tables.__doc__} {(ROOT / 'README.md').read_text()}")) <= passed
     # Nothing of the server is asked for.
     text = (DOCKER / "worker.yaml").read_text(encoding="utf-8")
     assert set(re.findall(r"\$\{(\w+):\?", text)) == {"CSIP_AUTH", "CSIP_VIDEOS"}
@@ -185,6 +261,16 @@ def test_a_kubernetes_job_runs_as_nobody_on_a_gpu_with_the_volumes_of_the_image(
     assert manifest(gpus=2)["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
 
 
+def test_the_readmes_kubernetes_pool_is_its_own_and_what_is_deployed_to():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (pool,) = re.findall(r"^prefect work-pool create (\S+) --type kubernetes", readme, re.MULTILINE)
+    # `csip deploy` makes another one by that name, of processes.
+    assert pool != make_parser().parse_args(["deploy"]).pool
+    (words,) = re.findall(rf"^csip (deploy .*--pool {pool})$", readme, re.MULTILINE)
+    assert make_parser().parse_args(words.split()).pool == pool
+    assert f"prefect worker start --pool {pool}\n" in readme
+
+
 @pytest.mark.slow
 def test_the_wheel_of_the_first_stage_holds_all_that_runs(tmp_path):
     source = tmp_path / "source"
@@ -193,6 +279,7 @@ def test_the_wheel_of_the_first_stage_holds_all_that_runs(tmp_path):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
+            (source / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, source]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
@@ -207,3 +294,18 @@ def test_the_wheel_of_the_first_stage_holds_all_that_runs(tmp_path):
         files = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*") if path.is_file()}
         assert {name for name in files if "__pycache__" not in name} - names == set()
     assert f"{Path(csip.__file__).parent.name}/assets/yolo11n-pose.pt" in names
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("debootstrap"), reason="wants root and Debian's package debootstrap"
+)
+def test_the_images_steps_and_programs_run_in_a_bare_debian(tmp_path):
+    told = bare_debian.try_image(tmp_path / "debian")
+    assert told["who"] == re.search(r"useradd --uid (\d+)", DOCKERFILE)[1]
+    assert "build-skeletons" in told["help"]
+    assert "--with-healthcheck" in told["worker"]
+    assert pins()[0]["prefect"] in told["prefect"]
+    assert "No broken requirements found." in told["check"]
+    assert json.loads(told["built"])["snapshot"].startswith("video-")
+    assert "crops.lance" in told["store"]

@@ -25,6 +25,8 @@ GROUND = (
         "origins",
         "plain",
         "references",
+        "settings",
+        "shares",
         "source",
         "walk",
         "weights",
@@ -47,7 +49,7 @@ DOORS = {
     "prefect": ("flows/*.py",),
     "decord": ("csip/ingest/video.py",),
     # Opening and decoding in the one, reading packets in the other.
-    "av": ("csip/ingest/container.py", "csip/ingest/scan.py"),
+    "av": ("csip/ingest/container.py", "csip/ingest/packets.py", "csip/ingest/scan.py"),
     # One door with several leaves, all behind `import_quietly` of yolo.py: what a frame becomes, what runs the network,
     # what comes out, and the trackers.
     "ultralytics": ("csip/ingest/yolo.py", "csip/ingest/pose*.py", "csip/ingest/track.py"),

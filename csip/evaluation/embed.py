@@ -5,6 +5,7 @@ Shapes: N parts, W windows of a part, T frames a clip, E embedding width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from csip import tables
+from csip import ranks, shares, tables
 from csip.config import ClipConfig, EmbedConfig, RuntimeConfig
 from csip.data import sampling
 from csip.data.clips import ClipDataset, ClipRequest, read_cameras, read_parts, read_protocol
@@ -57,6 +58,8 @@ def embed(
 ) -> Stage[EmbeddingsRef]:
     """Stage `embed`: every query and gallery part through a checkpoint; what is there already is not redone.
 
+    Of several processes each embeds its share of the parts.
+
     Args:
         out: the store.
         checkpoint: of any stage.
@@ -84,7 +87,7 @@ def embed(
         # All clips inside a part are ranked: those of another data set's parts must not be among them.
         how += [str(config.clip_stride), snapshot.digest]
     ref = EmbeddingsRef(
-        tables.current(out.store, "embeddings"),
+        shares.newest(out.store, "embeddings"),
         digest("embed", checkpoint.sha256, how, cameras, source_digest(__name__)),
         encoder,
         checkpoint.sha256,
@@ -103,7 +106,7 @@ def embed_histogram(out: Output, snapshot: Snapshot, config: EmbedConfig) -> Sta
     dataset = ClipDataset(snapshot, _test_parts(snapshot), ClipConfig(), skeletons=False)
     encoder_digest = digest("hsv-histogram", config.histogram_bins, source_digest(__name__))
     words = "whole tracklets, all frames"
-    table = tables.current(out.store, "embeddings")
+    table = shares.newest(out.store, "embeddings")
     ref = EmbeddingsRef(table, encoder_digest, "hsv-histogram", "", words=words)
 
     def features(parts: list[int]) -> Iterator[FloatArray]:
@@ -237,11 +240,11 @@ def fill_embeddings(
     parts: tuple[TrackletPart, ...],
     features: Callable[[list[int]], Iterator[FloatArray]],
 ) -> Stage[EmbeddingsRef]:
-    """Compute and commit the embeddings that the table lacks.
+    """Compute and commit the embeddings that the table lacks; of several processes each computes its share.
 
     Args:
         out: the store.
-        ref: of the encoder; its table is any version.
+        ref: of the encoder; its table is any version, the same for all processes.
         parts: what there must be an embedding of.
         features: gives, for positions in `parts`, (E,) float32 each in turn.
     """
@@ -252,18 +255,22 @@ def fill_embeddings(
     todo = [i for i, part in enumerate(parts) if part.unit not in have]
     for begin in range(0, len(todo), _COMMIT_PARTS):
         some = todo[begin : begin + _COMMIT_PARTS]
-        vectors = []
-        for vector in features(some):
-            vectors.append(vector)
-            yield Progress(f"embed {ref.encoder}", begin + len(vectors), len(todo), "parts")
-        tables.upsert(out.store, "embeddings", _rows(ref, [parts[i] for i in some], np.stack(vectors)))
-    table_ref = tables.current(out.store, "embeddings")
+        mine = list(shares.own(some))
+        vectors: list[FloatArray] = []
+        made = features(mine)
+        for at in range(0, len(some), ranks.size()):
+            vectors += itertools.islice(made, 1)
+            yield Progress(f"embed {ref.encoder}", begin + min(at + ranks.size(), len(some)), len(todo), "parts")
+        shares.commit(out.store, "embeddings", _rows(ref, [parts[i] for i in mine], vectors))
+    table_ref = shares.newest(out.store, "embeddings")
     counts = {"embedded": len(todo), "already_there": len(parts) - len(todo)}
     return Outcome(replace(ref, table=table_ref), counts)
 
 
-def _rows(ref: EmbeddingsRef, parts: list[TrackletPart], vectors: FloatArray) -> pa.Table:
+def _rows(ref: EmbeddingsRef, parts: Sequence[TrackletPart], vectors: Sequence[FloatArray]) -> pa.Table:
     n = len(parts)
+    if not n:
+        return TABLES["embeddings"].empty_table()
     return pa.table(
         [
             pa.array([ref.encoder_digest] * n),
@@ -272,7 +279,7 @@ def _rows(ref: EmbeddingsRef, parts: list[TrackletPart], vectors: FloatArray) ->
             pa.array([part.last_frame for part in parts], pa.int64()),
             pa.array([ref.checkpoint_sha] * n),
             pa.array([ref.encoder] * n),
-            tables.vectors_column(vectors.astype(np.float32)),
+            tables.vectors_column(np.stack(vectors).astype(np.float32)),
         ],
         schema=TABLES["embeddings"],
     )

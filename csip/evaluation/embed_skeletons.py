@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from csip import tables
+from csip import shares
 from csip.config import RuntimeConfig, SkeletonConfig
 from csip.data.windows import Windows, read_windows
 from csip.device import resolve_device
@@ -69,7 +69,7 @@ def embed_skeletons(
     # What is scored is what has a row under this digest: it names all that decides which windows there are.
     how = [snapshot.digest, config.frames, config.batch_windows if config.drop_last_eval else 0]
     ref = EmbeddingsRef(
-        tables.current(out.store, "embeddings"),
+        shares.newest(out.store, "embeddings"),
         digest("embed_skeletons", checkpoint.sha256, how, source_digest(__name__)),
         encoder,
         checkpoint.sha256,

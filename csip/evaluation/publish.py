@@ -12,6 +12,7 @@ from csip import tables
 from csip.config import ExtractConfig
 from csip.errors import StoreError, TooLittleDataError
 from csip.evaluation.protocol import self_labelled_split
+from csip.maintenance.keys import shorten
 from csip.plain import digest, to_plain
 from csip.protocols import SELF_LABELLED
 from csip.source import source_digest
@@ -38,6 +39,7 @@ def publish(
 
     Raises:
         TooLittleDataError: not one tracklet was found in any video.
+        StoreError: rows were taken away meanwhile.
     """
     yield Progress("publish", 0, 1, "snapshots")
     runs = _finished(out.store, videos, extracted)
@@ -45,7 +47,12 @@ def publish(
     members = [(v.video_sha, v.camera) for v in videos.videos if v.video_sha in runs]
     content = digest(sorted(members), videos.digests.track, config.split, source_digest("csip.evaluation.protocol"))
     name = f"{config.dataset}-{content[:8]}"
-    counts = _count(runs, left_out)
+    counts = _count(out.store, runs, left_out)
+    if not members:
+        raise TooLittleDataError(
+            f"None of {len(left_out)} videos could be extracted, expected at least one (the first: {left_out[0]}). The "
+            "log of this run, and the table `videos`, say why; `csip check` looks at the files."
+        )
     if not counts["tracklets"]:
         raise TooLittleDataError(
             f"Found no tracklet in {len(members)} videos ({counts['frames']} frames, {counts['detections']} "
@@ -61,23 +68,45 @@ def publish(
     if name not in known:
         counts |= _write_splits(out.store, name, dict(members), videos.digests.track, config)
         versions = {table: tables.current(out.store, table).version for table in _PINNED}
+        # A gc says that a video is not done before it takes its rows: those that are done now are in these versions.
+        _finished(out.store, videos, extracted)
         snapshot = Snapshot(name, out.store, versions, content)
-        tables.publish(snapshot, config=to_plain(config), counts=counts, videos=[sha for sha, _ in members])
+        # Settings alone do not say whose rows these are: weights are named by a path, and CSIP itself changes.
+        made_by = {"digests": {"detect": videos.digests.detect, "track": videos.digests.track}}
+        shas = [sha for sha, _ in members]
+        tables.publish(snapshot, config=to_plain(config) | made_by, counts=counts, videos=shas)
     row = tables.snapshot_row(out.store, name)
     yield Progress("publish", 1, 1, "snapshots")
     return Outcome(tables.open_snapshot(out.store, name), row["counts"])
 
 
 def _finished(store: str, videos: VideoList, extracted: tuple[tuple[ExtractedVideo, ...], ...]) -> dict[str, RunRecord]:
-    """Map the video_sha of every listed video that is extracted to the run that did it."""
+    """Map the video_sha of every listed video that is extracted to the run that did it.
+
+    Raises:
+        StoreError: one that was done when the build listed it, or that the build has done, is not done any more.
+    """
     wanted = {video.video_sha for video in videos.videos}
+    todo = {video.video_sha for batch in videos.batches for video in batch}
     just_now = {one.run_id for batch in extracted for one in batch}
     runs = tables.find_runs(store, "stage = 'track_video'")
     own = [run for run in runs if run.outputs["track_digest"] == videos.digests.track or run.run_id in just_now]
-    return {run.outputs["video_sha"]: run for run in own if run.outputs["video_sha"] in wanted}
+    done = {run.outputs["video_sha"]: run for run in own if run.outputs["video_sha"] in wanted}
+    lost = sorted(((wanted - todo) | {one.video_sha for batch in extracted for one in batch}) - set(done))
+    if lost:
+        raise StoreError(
+            f"Store {store}: {len(lost)} videos that this build has extracted, or found extracted, are not there any "
+            f"more: {shorten([sha[:12] for sha in lost])}. `csip gc` or `csip forget` ran meanwhile; run the same "
+            "command again."
+        )
+    return done
 
 
-def _count(runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]:
+def _count(store: str, runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]:
+    behind = _detected(store, runs)
+    people: Counter[str] = Counter()
+    for run in behind:
+        people.update(run.counts.get("left_out", {}))
     dropped: Counter[str] = Counter()
     rules: Counter[str] = Counter()
     for run in runs.values():
@@ -88,11 +117,21 @@ def _count(runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]
     return {
         "videos": len(runs),
         "videos_left_out": len(left_out),
+        "partial_videos": len({run.outputs["video_sha"] for run in behind if run.counts.get("reason")}),
         **total,
+        "people_left_out": dict(sorted(people.items())),
         "keypoint_confidence": round(weighted / max(total["crops"], 1), 4),
         "dropped": dict(sorted(dropped.items())),
         "rules": dict(sorted(rules.items())),
     }
+
+
+def _detected(store: str, runs: dict[str, RunRecord]) -> list[RunRecord]:
+    """List the runs that detected what `runs` tracked, a segment each; two builds at once may have done one twice."""
+    wanted = {(sha, run.outputs["detect_digest"]) for sha, run in runs.items()}
+    every = tables.find_runs(store, "stage = 'detect_video'")
+    mine = [run for run in every if (run.outputs["video_sha"], run.outputs["detect_digest"]) in wanted]
+    return list({run.key: run for run in mine}.values())
 
 
 def _write_splits(

@@ -56,7 +56,8 @@ from csip.types import (
 
 _NAMES = {"trained": "trained", "untrained": "untrained encoder", "hsv-histogram": "HSV colour histogram"}
 _ORDER = (
-    *("videos", "videos_left_out", "cameras", "frames", "detections", "tracklets", "dropped", "crops"),
+    *("videos", "videos_left_out", "partial_videos", "cameras", "frames", "detections", "people_left_out"),
+    *("tracklets", "dropped", "crops"),
     *("train_people", "test_people", "train_parts", "query_parts", "gallery_parts", "left_out_of_protocol"),
 )
 _TERMS = ("loss", "identity", "triplet", "prototype", "frame", "contrast", "reconstruction")
@@ -66,11 +67,15 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
     """Write one self-contained HTML file about an evaluation.
 
     Args:
-        out: the store; the page goes into its folder `reports`.
+        out: the store; the page goes into its folder `reports`, named after snapshot and evaluation.
         results: of the evaluation.
         snapshot: it was made on.
         experiment: the recipe; its report section says how much is shown.
+
+    Raises:
+        StoreError: these names are none for a file in the store, or its place is a link that leads out.
     """
+    path = tables.inside(out.store, "reports", f"{snapshot.name}-{results.run_id}.html")
     yield Progress("write_report", 0, 3, "sections")
     history = History(out.store)
     root = history.find(results.run_id)
@@ -112,7 +117,6 @@ def write_report(out: Output, results: ResultsRef, snapshot: Snapshot, experimen
         has_pictures=pictures,
     )
     content = render(report).encode()
-    path = tables.folder(out.store, "reports") / f"{snapshot.name}-{results.run_id}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     yield Progress("write_report", 3, 3, "sections")

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, VideoError
-from csip.ingest.benchmarks.importing import count_benchmark, is_benchmark, open_benchmark
+from csip.ingest.benchmarks.importing import check_place, count_benchmark, is_benchmark, open_benchmark
 from csip.ingest.decoder import Decoder
-from csip.ingest.sources import expand_all
+from csip.ingest.find import SHOWN, Found, expand_all
 
-_SHOWN = 20
+
+def find_sources(sources: tuple[str, ...], camera: str) -> Found | None:
+    """Find what sources name, and open none of it.
+
+    Args:
+        sources: as for `build-skeletons`.
+        camera: that took all of them; empty: every file is a camera of its own.
+
+    Returns:
+        The files; None of a benchmark, whose files only its own index tells.
+
+    Raises:
+        SourceError: they name nothing that could be built from.
+    """
+    if is_benchmark(sources):
+        check_place(sources[0])
+        return None
+    return expand_all(sources, camera)
 
 
 def check_sources(sources: tuple[str, ...], config: ExtractConfig, runtime: RuntimeConfig) -> dict[str, object]:
@@ -28,9 +45,9 @@ def check_sources(sources: tuple[str, ...], config: ExtractConfig, runtime: Runt
         SourceError: something is wrong; the message lists it.
         WeightsError: crops would need a pose model, and its weights are nowhere to be had.
     """
-    if is_benchmark(sources):
+    found = find_sources(sources, "")
+    if found is None:
         return count_benchmark(open_benchmark(sources[0], config, runtime))
-    found = expand_all(sources, "")
     files = [one.path for one in found.files]
     wrong = list(found.closed)
     seconds, shas = 0.0, set()
@@ -44,9 +61,14 @@ def check_sources(sources: tuple[str, ...], config: ExtractConfig, runtime: Runt
             seconds += info.duration
             shas.add(info.sha256)
     if wrong:
-        listed = "".join(f"\n  {one}" for one in wrong[:_SHOWN])
+        listed = "".join(f"\n  {one}" for one in wrong[:SHOWN])
         raise SourceError(
             f"Sources {', '.join(sources)}: found {len(wrong)} of {len(files)} files that cannot be read as videos. "
-            f"{min(len(wrong), _SHOWN)} of {len(wrong)}:{listed}\nA build leaves them out and reads the others."
+            f"{min(len(wrong), SHOWN)} of {len(wrong)}:{listed}\nA build leaves them out and reads the others."
         )
-    return {"videos": len(shas), "duplicate files": len(files) - len(shas), "minutes": round(seconds / 60, 2)}
+    return {
+        "videos": len(shas),
+        "duplicate files": len(files) - len(shas),
+        "minutes": round(seconds / 60, 2),
+        "other files": dict(found.others),
+    }

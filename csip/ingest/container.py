@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import av
@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from av.stream import Disposition
 
-from csip.errors import VideoError
+from csip.errors import DecoderLostError, VideoError
 
 _log = logging.getLogger(__name__)
 
 Image = npt.NDArray[np.uint8]
+VideoFrame = av.VideoFrame
 Alive = Callable[[], None]
 
 # Two of them hold sound alone: it is said better than refused.
@@ -49,6 +50,8 @@ _FORMATS = (
         "yuv4mpegpipe",
     ),
 )
+# These fill in what is damaged, one thread otherwise than two: rows must not depend on how many a machine has.
+_CONCEALING, _CONCEALING_THREADS = frozenset({"h264", "mpeg1video", "mpeg2video"}), 2
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
 
 
@@ -76,7 +79,7 @@ def check_file(path: Path) -> tuple[int, int, int]:
                 pass
     except UnicodeEncodeError:
         raise VideoError(f"{spell(path)}: its name is no UTF-8 text, which tables need. Rename the file.") from None
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a zero byte in its name
         raise VideoError(f"{spell(path)}: no such file. Name a video file that exists.") from None
     except OSError as error:
         raise VideoError(
@@ -106,32 +109,96 @@ def open_container(path: Path, **options: str) -> av.container.InputContainer:
 
 def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """Find the stream to read: the first that is no cover picture and has a decoder."""
-    streams = (one for one in container.streams.video if not one.disposition & Disposition.attached_pic)
-    return next(streams, None)
+    for one in container.streams.video:
+        # PyAV has none for a codec that it does not know, whatever its annotations say.
+        if one.codec_context is not None and not one.disposition & Disposition.attached_pic:
+            return one
+    return None
 
 
-def pyav_frames(path: Path, threads: int, alive: Alive) -> Iterator[av.VideoFrame]:
-    """Decode with PyAV, past packets that do not decode."""
+def pyav_frames(path: Path, threads: int, alive: Alive, packets: int | None = None) -> Iterator[av.VideoFrame]:
+    """Decode with PyAV, past packets that do not decode.
+
+    Args:
+        path: of the file.
+        threads: decoding threads.
+        alive: called again and again.
+        packets: that the file was seen to hold; None: nobody has looked yet.
+
+    Raises:
+        DecoderLostError: the disk or network failed, or does not give the packets that were there before.
+    """
+    given = 0
     with open_container(path) as container:
         stream = picture_stream(container)
         if stream is None:
             return
+        if stream.codec_context.codec.canonical_name in _CONCEALING:
+            threads = _CONCEALING_THREADS
         stream.codec_context.thread_count = threads
         # Threads share a frame's slices: threads that share out frames would lose whole ones beside a damaged one.
         stream.codec_context.thread_type = "SLICE"
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except (av.error.FFmpegError, OSError) as error:
-                _log.warning("%s: reading stopped: %s", spell(path), error)
-                return
-            if packet is None:
-                return
+        for packet in _packets(container, stream, path):
             alive()
+            given += packet.size > 0
             # Damaged packets are refused for reasons of many kinds; those after them may be whole.
             with contextlib.suppress(av.error.FFmpegError):
                 yield from packet.decode()
+    # Many a demuxer takes a failing disk for the file's end.
+    if packets is not None and given != packets:
+        raise DecoderLostError(
+            f"{spell(path)}: gave {given} packets of video where it had {packets} a moment before. Its disk or network "
+            "fails, or somebody writes to it; run the same command again when that is over."
+        )
+
+
+def _packets(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path
+) -> Iterator[av.Packet[av.VideoStream]]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except OSError as error:
+            raise DecoderLostError(
+                f"{spell(path)}: reading it failed ({error.strerror}). Run the same command again when its disk or "
+                "network is back."
+            ) from error
+        except av.error.FFmpegError as error:
+            _log.warning("%s: reading stopped: %s", spell(path), error)
+            return
+        if packet is None:
+            return
+        yield packet
+
+
+def sound_times(path: Path, threads: int, alive: Alive) -> Generator[int | None, None, None]:
+    """Give the time of each frame, ticks, as far as PyAV decodes all before it without the least complaint.
+
+    No picture is finished for it, which makes it cheaper than any decoding that is looked at.
+
+    Args:
+        path: of the file.
+        threads: decoding threads.
+        alive: called again and again.
+    """
+    # To hide frames takes a second index for a moment, and no such file comes here.
+    with (
+        contextlib.suppress(av.error.FFmpegError, OSError),
+        open_container(path, advanced_editlist="0") as container,
+    ):
+        stream = picture_stream(container)
+        if stream is None:
+            return
+        stream.codec_context.thread_count = threads
+        stream.codec_context.thread_type = "FRAME"
+        stream.codec_context.options = {"err_detect": "explode", "skip_loop_filter": "all", "skip_idct": "all"}
+        for packet in container.demux(stream):
+            alive()
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    return
+                yield frame.pts
 
 
 def upright(frame: av.VideoFrame, height: int, width: int) -> Image:

@@ -11,6 +11,7 @@ Shapes: F frames, H and W pixels.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +27,12 @@ from csip.ingest.decoder_process import BrokenError, DecoderProcess
 from csip.ingest.video import VideoInfo
 from csip.types import Frames
 
-# A file is read through once to be known; disks and networks slower than this are not waited for.
+# Disks and networks slower than this, bytes a second, are not waited for.
 _SLOWEST_READ = 5e6
+
+# How often a file is read from its begin to its end: its packets and for its digest; its packets, decord's index of
+# them and its frames.
+_READ_FOR_PROBE, _READ_FOR_FRAMES = 2, 3
 
 
 class Decoder:
@@ -46,6 +51,7 @@ class Decoder:
         self._runtime = runtime
         self._child: DecoderProcess | None = None
         self._open: object | None = None  # the reading that the child is busy with
+        self._interrupted = False
 
     def __enter__(self) -> Self:
         """Give itself."""
@@ -73,16 +79,23 @@ class Decoder:
     def _start(self) -> DecoderProcess:
         if self._child is None:
             self._child = DecoderProcess(self._runtime.decode_stall_seconds)
+        if self._interrupted:
+            self._child.interrupt()
         return self._child
 
-    def close(self) -> None:
-        """End the child; the next request starts another one."""
+    def _end(self) -> None:
         if self._child is not None:
             self._child.kill()
             self._child = None
 
+    def close(self) -> None:
+        """End the child; the next request starts another one."""
+        self._end()
+        self._interrupted = False
+
     def interrupt(self) -> None:
-        """Kill the child; a reading that goes on in another thread ends with DecoderLostError."""
+        """Kill the child, and every other one until `close`: what another thread reads ends with DecoderLostError."""
+        self._interrupted = True
         child = self._child
         if child is not None:
             child.interrupt()
@@ -94,10 +107,16 @@ class Decoder:
             VideoError: the file is no video, or its reading crashed, hung or outlasted its limit.
             StageError: the child cannot be started.
         """
-        size = path.stat().st_size if path.is_file() else 0
-        limit = self._runtime.decode_limit_seconds + size / _SLOWEST_READ
-        answers = dict(self._ask(path, {"do": "probe"}, limit))
+        answers = dict(self._ask(path, {"do": "probe"}, self._limit(path, _READ_FOR_PROBE)))
         return VideoInfo(path=path, **answers["info"])
+
+    def _limit(self, path: Path, times: int) -> float:
+        """Give the seconds that reading a file so many times may take."""
+        try:
+            size = os.stat(path).st_size
+        except (OSError, ValueError):
+            size = 0  # The child says why it cannot be read.
+        return self._runtime.decode_limit_seconds + times * size / _SLOWEST_READ
 
     def frames(
         self, path: Path, *, batch: int, start: int = 0, stop: int | None = None, stride: int = 1
@@ -116,7 +135,8 @@ class Decoder:
 
         Raises:
             ValueError: a number is out of its range, or another reading was begun before this one was at its end.
-            VideoError: as from `probe`, or the file is damaged and was read to its end.
+            DecoderLostError: the file cannot be opened, or its reading failed, crashed, hung or outlasted its limit.
+            VideoError: the file is damaged, and was read to its end.
             StageError: the child cannot be started.
         """
         if batch < 1 or start < 0 or stride < 1 or (stop is not None and stop < start):
@@ -128,7 +148,7 @@ class Decoder:
         request["threads"] = self._runtime.decode_threads
         held: _Batch | None = None
         try:
-            with contextlib.closing(self._ask(path, request, self._runtime.decode_limit_seconds)) as answers:
+            with contextlib.closing(self._ask(path, request, self._limit(path, _READ_FOR_FRAMES))) as answers:
                 for kind, value in answers:
                     if kind == "opened":
                         held = _Batch(batch, value["height"], value["width"])
@@ -136,8 +156,11 @@ class Decoder:
                         held.add(*value)
                         if held.full:
                             yield held.take()
-        except VideoError:
-            if held is not None and len(held):
+        except VideoError as error:
+            if held is None:
+                # It may be there again the next time; it did not break off.
+                raise DecoderLostError(str(error)) from None
+            if len(held):
                 yield held.take()
             raise
         if held is not None and len(held):
@@ -146,7 +169,7 @@ class Decoder:
     def _ask(self, path: Path, request: dict[str, Any], limit: float) -> Generator[tuple[str, Any], None, None]:
         """Send a request; give the answers up to its end, a frame as (index, seconds, view of its slot)."""
         if self._open:
-            self.close()
+            self._end()
         self._open = mine = object()
         try:
             for answer in self._start().ask(path, request, limit, self._runtime.decode_limit_factor):
@@ -154,12 +177,12 @@ class Decoder:
                 if self._open is not mine:
                     raise ValueError(f"Decoder: another reading was begun before that of {spell(path)} was at its end.")
         except BrokenError as error:
-            self.close()
+            self._end()
             raise DecoderLostError(f"{spell(path)}: {error}") from None
         except GeneratorExit:
             # A new process costs less than finding out how far this one is.
             if self._open is mine:
-                self.close()
+                self._end()
             raise
         finally:
             if self._open is mine:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from csip.errors import VideoError
+from csip.errors import DecoderLostError, VideoError
 from csip.ingest.scan import LastScan, Scan
 from csip.ingest.video import probe, read_images
 
@@ -93,6 +93,8 @@ def serve(parent: Parent, memory: int) -> None:
                 parent.send("info", {name: value for name, value in info.items() if name != "path"})
             else:
                 _give_frames(parent, memory, path, request, scan_file(path, parent.alive))
+        except DecoderLostError as error:
+            parent.send("lost", str(error))
         except VideoError as error:
             parent.send("error", str(error))
         else:

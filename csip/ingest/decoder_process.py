@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csip.errors import StageError, VideoError
+from csip.errors import DecoderLostError, StageError, VideoError
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ CHILD = ("-m", "csip.ingest.decoder_child")
 """What the Python interpreter is given to run."""
 
 _PATIENCE_WITH_THE_DEAD = 5.0
+_PATIENCE_WITH_THE_NEWBORN = 60.0  # at least: it loads its libraries, on a machine that may be busy
+_ERRORS = {"error": VideoError, "lost": DecoderLostError}
 
 
 class BrokenError(Exception):
@@ -45,7 +47,7 @@ class DecoderProcess:
         Raises:
             StageError: it died or hung before.
         """
-        self._stall = stall
+        self._stall = max(stall, _PATIENCE_WITH_THE_NEWBORN)
         self._memory = os.memfd_create("csip-frames", os.MFD_CLOEXEC)
         # Nothing is ever written to it: its end tells the child, even one that hangs in native code, that we are gone.
         watched, self._lifeline = os.pipe()
@@ -69,12 +71,13 @@ class DecoderProcess:
         self._waited = 0.0
         self._slots: npt.NDArray[np.uint8] | None = None
         try:
-            self._receive(stall)
+            self._receive(self._stall)
         except BrokenError as error:
             self.kill()
             raise StageError(
                 f"The decoder's process could not start: {error} Its own words are above, or in the run's log."
             ) from None
+        self._stall = stall
 
     @property
     def pid(self) -> int:
@@ -118,9 +121,9 @@ class DecoderProcess:
             if kind == "end":
                 self._slots = None
                 return
-            if kind == "error":
+            if kind in _ERRORS:
                 self._slots = None
-                raise VideoError(value)
+                raise _ERRORS[kind](value)
             if kind == "log":
                 _LOG.log(*value)
             elif kind == "opened":

@@ -106,10 +106,16 @@ class DetectPass:
         self._found: Found | None = None
         self.frames = 0
 
-    def __call__(self, steps: Iterable[Step]) -> Iterator[Found | Opened | Ended | Rejected | None]:
-        """Pass the steps on in their order, with a `Found` in the place of a segment's frames; None after a batch."""
+    def __call__(self, steps: Iterable[Step | None]) -> Iterator[Found | Opened | Ended | Rejected | None]:
+        """Pass the steps on in their order, with a `Found` in the place of a segment's frames; None after a batch.
+
+        Args:
+            steps: None while there is none; it is passed on too.
+        """
         for step in steps:
-            if isinstance(step, Piece):
+            if step is None:
+                yield None
+            elif isinstance(step, Piece):
                 size = step.frames.pixels.shape[1:3]
                 if size != self._size:
                     self._run(whole=True)

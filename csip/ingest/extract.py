@@ -21,10 +21,13 @@ from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import StoreError, VideoError
 from csip.ingest.decoder import Decoder
 from csip.ingest.detect_pass import DetectPass, Found
+from csip.ingest.find import SHOWN
+from csip.ingest.known_files import look_at
 from csip.ingest.phases import Seconds, timed, waiting_for
 from csip.ingest.plan import VideoPlan, make_plan
 from csip.ingest.prefetch import prefetch
 from csip.ingest.reading import Ended, Opened, Rejected, read_videos
+from csip.ingest.retrack import WHERE_NOW
 from csip.ingest.storing import Storing
 from csip.types import ExtractDigests, ExtractedVideo, Outcome, Output, Progress, SourceVideo, Stage
 
@@ -69,11 +72,18 @@ def extract_videos(
 
         stride, batch = config.detect.stride, runtime.pose_batch
         steps = stack.enter_context(
-            closing(prefetch(read_videos(videos, plan, first, stride=stride, batch=batch), _PIECES_AHEAD))
+            closing(
+                prefetch(
+                    read_videos(videos, plan, first, stride=stride, batch=batch),
+                    _PIECES_AHEAD,
+                    _SECONDS_BETWEEN_RECORDS,
+                )
+            )
         )
-        # Whoever stops early does not wait for a decoder that may hang.
+        # Whoever stops early does not wait for a decoder that may hang; but says so first, so that no file is blamed.
         stack.callback(second.interrupt)
         stack.callback(first.interrupt)
+        stack.callback(storing.stop)
         detecting = DetectPass(config.detect, digests, runtime, seconds)
         position = _Position(videos, stride, detecting, None if digests.weights_path else storing)
         for step in detecting(waiting_for(steps, seconds, "read")):
@@ -90,7 +100,9 @@ def extract_videos(
     yield Progress("extract_videos", total, total, "seconds of video")
     seconds.update(storing.seconds)
     seconds["all"] = time.monotonic() - begun  # type: ignore[assignment]
-    counts = storing.totals | {"seconds": {name: round(value, 3) for name, value in sorted(seconds.items())}}
+    counts: dict[str, object] = {**storing.totals}
+    counts["seconds"] = {name: round(value, 3) for name, value in sorted(seconds.items())}
+    counts |= {f"left out {i}": reason for i, reason in enumerate(storing.reasons[:SHOWN], 1)}
     return Outcome(tuple(storing.done), counts, digests.weights)
 
 
@@ -98,14 +110,18 @@ def _plan(
     store: str, video: SourceVideo, decoder: Decoder, digests: ExtractDigests, config: ExtractConfig
 ) -> VideoPlan:
     """Look at a video again, which may have changed since it was listed, and at what is done of it."""
+    again = not digests.weights_path
+    if again and look_at(Path(video.path)) is None:
+        raise VideoError(f"{video.path}: no such file, expected it where it was last read. {WHERE_NOW}")
     info = decoder.probe(Path(video.path))
     if info.sha256 != video.video_sha:
+        cure = "Is it still being written? Run the same command again when it is complete."
         raise VideoError(
             f"{video.path}: was {video.video_sha[:12]} when it was listed and is {info.sha256[:12]} now. "
-            "Is it still being written? Run the same command again when it is complete."
+            f"{WHERE_NOW if again else cure}"
         )
     plan = make_plan(store, video, info, digests, config.detect)
-    if not digests.weights_path and not any(run.counts["reason"] for run in plan.detected.values()):
+    if again and not any(run.counts["reason"] for run in plan.detected.values()):
         missing = len(plan.segments) - len(plan.detected)
         if missing:
             raise StoreError(
@@ -134,7 +150,7 @@ class _Behind:
             case Rejected():
                 self._submit(lambda: storing.quarantine(step))
             case Opened(plan) if (run := plan.finished) is not None:
-                self._submit(lambda: storing.finished(plan.video, run))
+                self._submit(lambda: storing.finished(plan, run))
             case Opened(plan):
                 self._submit(lambda: storing.begin(plan))
 

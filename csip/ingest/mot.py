@@ -16,10 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from csip import tables
-from csip.errors import SourceError
+from csip.errors import CsipError, SourceError
 from csip.maintenance.snapshots import generations
 from csip.tables import any_of
 from csip.types import Snapshot
+
+_NO_VIDEOS = "is of a benchmark, which brings its own tracklets, expected videos. Leave --mot-out away."
+_CURE = "Mend that, or name another file or folder with --mot-out."
 
 
 def write_mot(snapshot: Snapshot, out: Path) -> list[Path]:
@@ -30,23 +33,20 @@ def write_mot(snapshot: Snapshot, out: Path) -> list[Path]:
 
     Args:
         snapshot: of videos.
-        out: the file to write; where the snapshot has several videos, a folder for a file each, named as the videos
-            are, and where two have one name, with the beginning of their SHA-256.
+        out: the file to write; where it is a folder, or the snapshot has several videos, a folder for a file each,
+            named as the videos are, and where two have one name, with the beginning of their SHA-256.
 
     Returns:
         The files, by video digest. Each is written whole or not at all.
 
     Raises:
         SourceError: the snapshot is not of videos.
-        OSError: a file cannot be written.
+        CsipError: a file cannot be written.
     """
     row = tables.snapshot_row(snapshot.store, snapshot.name)
     videos = sorted(row["videos"])
     if not videos:
-        raise SourceError(
-            f"Snapshot {snapshot.name}: is of a benchmark, which brings its own tracklets, expected one of videos. "
-            "Leave --mot-out away."
-        )
+        raise SourceError(f"Snapshot {snapshot.name}: {_NO_VIDEOS}")
     runs = tables.find_runs(snapshot.store, "stage = 'track_video'")
     own = any_of("track_digest", generations(row, runs))
     table = tables.read(tables.pinned(snapshot, "tracklets"), ["video_sha"], own)
@@ -57,13 +57,46 @@ def write_mot(snapshot: Snapshot, out: Path) -> list[Path]:
     tracks = _read_tracks(snapshot, [name for some in names.values() for name in some])
     files = _name_files(snapshot, videos, out)
     for sha, path in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mot-") as folder:
-            part = Path(folder, path.name)
-            with part.open("w", encoding="ascii") as file:
-                file.writelines(_lines(tracks, names[sha]))
-            os.replace(part, path)
+        try:
+            _write(path, _lines(tracks, names[sha]))
+        except OSError as error:
+            raise CsipError(f"{path}: tracks could not be written ({error.strerror}). {_CURE}") from error
     return list(files.values())
+
+
+def check_target(out: Path, videos: int) -> None:
+    """Look whether tracks can be written, before anything is built for it.
+
+    Args:
+        out: as for `write_mot`.
+        videos: how many there are at most; 0 of a benchmark.
+
+    Raises:
+        CsipError: they cannot.
+    """
+    if not videos:
+        raise SourceError(f"--mot-out {out}: the source {_NO_VIDEOS}")
+    try:
+        # What is not there is made, in the nearest folder that is.
+        there = next(place for place in (out, *out.parents) if place.exists())
+        what = "a folder" if there.is_dir() else "a file" if there.is_file() else "neither a file nor a folder"
+    except OSError as error:
+        raise CsipError(f"--mot-out {out}: cannot be reached ({error.strerror}). {_CURE}") from error
+    if what != "a folder" and (there != out or videos > 1 or what != "a file"):
+        expected = f"a folder, for a file each of {videos} videos" if videos > 1 else "a file or a folder"
+        raise CsipError(f"--mot-out {out}: found that {there} is {what}, expected {expected}. {_CURE}")
+    folder = there if what == "a folder" else there.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CsipError(f"--mot-out {out}: this user may not write to {folder}. {_CURE}")
+
+
+def _write(path: Path, lines: Iterator[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mot-") as folder:
+        part = Path(folder, path.name)
+        with part.open("w", encoding="ascii") as file:
+            file.writelines(lines)
+        os.replace(part, path)
 
 
 def _read_tracks(snapshot: Snapshot, names: list[str]) -> pa.Table:
@@ -76,7 +109,7 @@ def _read_tracks(snapshot: Snapshot, names: list[str]) -> pa.Table:
 
 
 def _name_files(snapshot: Snapshot, videos: list[str], out: Path) -> dict[str, Path]:
-    if len(videos) == 1:
+    if len(videos) == 1 and not out.is_dir():
         return {videos[0]: out}
     table = tables.read(tables.pinned(snapshot, "videos"), ["path"])
     path_of = dict(zip(table["video_sha"].to_pylist(), table["path"].to_pylist(), strict=True))

@@ -55,6 +55,24 @@ class VideoPlan:
         """The run that has finished the video, if one has."""
         return next((run for run in self.tracked.values() if run.stage == "track_video"), None)
 
+    def decoded(self) -> tuple[int, str] | None:
+        """Count the frames that decoded, and say why the video breaks off, if it does; None before it is read to there.
+
+        Where only every so many frames were looked at, those as far as it was read.
+        """
+        frames = 0
+        for segment in self.segments:
+            run = self.detected.get(segment.number)
+            if run is None:
+                return None
+            frames += int(run.counts["frames"])
+            reason = str(run.counts["reason"])
+            if run.config["stride"] > 1:
+                frames = int(run.counts["end_frame"]) if reason else self.info.num_frames
+            if reason:
+                return frames, reason
+        return frames, ""
+
 
 def cut_into_segments(num_frames: int, fps: float, seconds: float, stride: int) -> tuple[Segment, ...]:
     """Cut a video's frames into segments of `seconds`; the last may be shorter, and there is always one.

@@ -1,27 +1,22 @@
-"""What the store remembers of an extraction: digests that decide rows, videos, and finished passes."""
+"""What the store remembers of an extraction: digests that decide rows, and finished passes."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
 import uuid
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from csip import tables
 from csip.config import ExtractConfig
-from csip.files import digest_file
-from csip.ingest.video import VideoInfo
 from csip.ingest.yolo import resolve_weights
 from csip.plain import digest, to_plain
+from csip.references import extraction_name
 from csip.source import git_commit
 from csip.tables import RunRecord
 from csip.types import ExtractDigests, Output, SourceVideo
 from csip.weights import digest_weights
 
-EXTRACT_VERSION = 2
+EXTRACT_VERSION = 3
 """Raise it when a change to this room changes rows; `tests/csip/ingest/test_golden_rows.py` says when."""
 
 
@@ -38,8 +33,8 @@ def extract_digests(config: ExtractConfig) -> ExtractDigests:
 
 
 def tracklet_prefix(video_sha: str, track_digest: str) -> str:
-    """Begin the names of a video's tracklets: the same video and settings give the same on every machine."""
-    return digest(video_sha, track_digest)[:12] + "-"
+    """Begin the names of a video's tracklets."""
+    return extraction_name(video_sha, track_digest) + "-"
 
 
 def tracklet_id(video_sha: str, track_digest: str, number: int) -> str:
@@ -53,35 +48,9 @@ def finished_videos(store: str, track_digest: str) -> dict[str, RunRecord]:
     return {run.outputs["video_sha"]: run for run in runs if run.outputs["track_digest"] == track_digest}
 
 
-def record_video(store: str, path: Path, info: VideoInfo | None, status: str, reason: str, num_frames: int) -> None:
-    """Write a video's row; without `info`, of a file that could not be read, under the digest of what there is."""
-    sha, size = (info.sha256, info.bytes) if info else _content(path)
-    row = {
-        "video_sha": sha,
-        "path": os.path.realpath(path).encode(errors="backslashreplace").decode(),
-        "bytes": size,
-        "codec": info.codec if info else "",
-        "width": info.width if info else 0,
-        "height": info.height if info else 0,
-        "fps": info.fps if info else 0.0,
-        "expected_frames": info.announced_frames if info else 0,
-        "num_frames": num_frames,
-        "duration": info.duration if info else 0.0,
-        "status": status,
-        "reason": reason,
-    }
-    tables.upsert(store, "videos", tables.from_rows("videos", [row]))
-
-
-def _content(path: Path) -> tuple[str, int]:
-    """Digest and measure a file that is no video; one that cannot even be read is known by its path."""
-    nameless = hashlib.sha256(os.fsencode(path)).hexdigest(), 0
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return nameless  # To open a pipe is to wait for whoever writes to it.
-        return digest_file(path), path.stat().st_size
-    except OSError:
-        return nameless
+def finished_ever(store: str) -> frozenset[str]:
+    """Name the videos, by SHA-256, that were extracted under any digest."""
+    return frozenset(run.outputs["video_sha"] for run in tables.find_runs(store, "stage = 'track_video'"))
 
 
 def record_pass(

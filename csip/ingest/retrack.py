@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
 from csip.errors import SourceError
+from csip.ingest.known_files import look_at
 from csip.ingest.sources import list_to_do
 from csip.maintenance.snapshots import extractions
 from csip.plain import digest, from_plain
 from csip.types import ExtractDigests, Outcome, Output, Progress, SourceVideo, Stage, VideoList
+
+WHERE_NOW = (
+    "Where videos were moved, build from where they lie now, with the settings of the snapshot (`csip build-skeletons "
+    "PLACE`): that extracts nothing again and takes note of the place. Then run the same command again."
+)
+"""What to do where files have gone."""
 
 
 def with_detections_of(store: str, snapshot: str, config: ExtractConfig) -> ExtractConfig:
@@ -41,7 +49,7 @@ def list_snapshot(out: Output, snapshot: str, config: ExtractConfig, runtime: Ru
         runtime: how videos are batched.
 
     Raises:
-        SourceError: the run that published the snapshot is not recorded.
+        SourceError: the run that published the snapshot is not recorded, or none of its videos is where it was.
         StoreError: there is no such snapshot.
     """
     yield Progress("list_snapshot", 0, 1, "snapshots")
@@ -63,6 +71,12 @@ def list_snapshot(out: Output, snapshot: str, config: ExtractConfig, runtime: Ru
     videos = tuple(
         replace(video, path=path_of.get(video.video_sha, video.path)) for video in published if video.video_sha in made
     )
+    gone = [video.path for video in videos if look_at(Path(video.path)) is None]
+    if len(gone) == len(videos):
+        raise SourceError(
+            f"Snapshot {snapshot}: found none of its {len(videos)} video files where they were last read, such as "
+            f"{gone[0]}; crops are cut out of them. {WHERE_NOW}"
+        )
     first = made[videos[0].video_sha]
     detect = first.outputs["detect_digest"]
     digests = ExtractDigests(detect, digest(detect, config.track), first.weights, weights_path="")

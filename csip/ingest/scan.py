@@ -7,24 +7,33 @@ Shapes: F frames. Times are seconds from the container, pts its own ticks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import av.error
 import numpy as np
 
 from csip.errors import VideoError
-from csip.ingest.container import Alive, check_file, nothing, open_container, picture_stream, pyav_frames, spell
+from csip.ingest.container import Alive, VideoFrame, check_file, nothing, pyav_frames, spell
+from csip.ingest.packets import Packets, count_packets, read_packets
 from csip.types import IntArray
 
-_INDEXED = frozenset({"mov", "matroska", "avi"})
+# A packet has one time there: of decoding, where frames are shown in another order.
+_ONE_TIME = frozenset({"avi", "asf"})
+_AVI = frozenset({"avi"})
 
 # A container's own duration is rounded, and some writers count in a pause at the end.
 _CUT_SECONDS, _CUT_SHARE = 2.0, 0.02
 
-# 8192 x 8192: what a few bytes of a header may claim, and decoders then reserve memory for.
-_MOST_PIXELS = 1 << 26
+# How far from its place in the file a frame may be shown; codecs reorder 16 at most, and two fields may be two packets.
+_REORDERED = 32
+
+# Beside FFmpeg's index decord keeps its own, and its referee has one more: of many hours that is too much memory.
+_MOST_INDEXED = 250_000
+
+# Frames that are decoded to see in which order they come, where their packets cannot tell.
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +46,11 @@ class Scan:
         height: of a frame as it is shown, pixels.
         fps: mean frames a second.
         pts: (F,) the shown packets' times in display order, ticks.
-        timed: whether pts are the container's; else they count frames, and a tick is one frame at the nominal rate.
+        known_by: what tells which of them a decoded frame is: "pts", its own time; "dts", the time of the packet that
+            let it out; or "", nothing, so that frames are counted and a tick is one frame at the nominal rate.
+        lag: how much later than the frame's own that time is, ticks.
         tick: seconds a tick.
+        packets: of video in the file, those that are not shown among them.
         missing: frames that the container announces and the file no longer holds.
         distrust: why decord cannot be used, or empty.
     """
@@ -48,8 +60,10 @@ class Scan:
     height: int
     fps: float
     pts: IntArray
-    timed: bool
+    known_by: str
+    lag: int
     tick: float
+    packets: int
     missing: int
     distrust: str
 
@@ -57,6 +71,34 @@ class Scan:
     def duration(self) -> float:
         """Seconds from the first frame's start to the last one's end."""
         return float((self.pts[-1] - self.pts[0]) * self.tick + 1 / self.fps)
+
+    def place(self, pts: int | None, dts: int | None, before: int) -> int | None:
+        """Give the index of a decoded frame.
+
+        Args:
+            pts: its time, ticks.
+            dts: that of the packet that let it out.
+            before: index of the frame that was decoded before it; -1: none was.
+
+        Returns:
+            None where the container does not show it. Of frames that share a time, all have the index of the first.
+        """
+        mark = {"pts": pts, "dts": dts}.get(self.known_by)
+        if mark is None:
+            return before + 1
+        index = int(np.searchsorted(self.pts, mark - self.lag))
+        if self.known_by == "dts":
+            return max(index, before + 1)
+        return index if index < len(self.pts) and self.pts[index] == mark else None
+
+    def shares_time(self, index: int) -> bool:
+        """Tell whether a frame has the same time as the next one."""
+        return index + 1 < len(self.pts) and bool(self.pts[index] == self.pts[index + 1])
+
+    def seconds(self, index: int) -> float:
+        """Give the time of a frame; there may be more than the packets promise."""
+        beyond = max(index - len(self.pts) + 1, 0)
+        return float(self.pts[index - beyond] * self.tick + beyond / self.fps)
 
 
 def scan_video(path: Path, alive: Alive = nothing) -> Scan:
@@ -71,8 +113,14 @@ def scan_video(path: Path, alive: Alive = nothing) -> Scan:
     """
     size, *_ = check_file(path)
     try:
-        with open_container(path) as container:
-            return _read_packets(container, path, alive)
+        packets = read_packets(path, alive)
+        frame = next(pyav_frames(path, 1, alive), None)
+        if not packets.count or frame is None:
+            raise VideoError(
+                f"{spell(path)}: found a {packets.codec} stream of {packets.count} packets, none of which decodes; "
+                "expected at least one frame. Copy or record the video again."
+            )
+        return _judge(packets, frame, path, alive)
     except av.error.ArgumentError as error:
         raise VideoError(
             f"{spell(path)}: FFmpeg takes its {size} bytes for something that is no video file, such as a playlist or "
@@ -99,123 +147,75 @@ class LastScan:
         return self._known[1]
 
 
-def _read_packets(container: av.container.InputContainer, path: Path, alive: Alive) -> Scan:
-    stream = _stream(container, path)
-    codec = stream.codec_context.codec.canonical_name
-    # In other containers decord loses the first group of pictures and repeats the last frame as often.
-    indexed = not _INDEXED.isdisjoint(container.format.name.split(","))
-    packets = _shown_packets(container, stream, indexed, alive)
-    frame = next(pyav_frames(path, 1, alive), None)
-    if not packets.count or frame is None:
-        raise VideoError(
-            f"{spell(path)}: found a {codec} stream of {packets.count} packets, none of which decodes; expected at "
-            "least one frame. Copy or record the video again."
-        )
-    timed = len(packets.pts) == packets.count and packets.dts == sorted(packets.dts)
-    ticks = np.sort(np.array(packets.pts if timed else range(packets.count), dtype=np.int64))
-    rate = float(stream.guessed_rate or stream.average_rate or 25)
-    tick = float(stream.time_base) if timed and stream.time_base else 1 / rate
+def _judge(packets: Packets, frame: VideoFrame, path: Path, alive: Alive) -> Scan:
+    """Make an account of the packets and of the first frame that decodes."""
+    ticks, known_by, lag = _times(packets, frame, path, alive)
+    tick = packets.tick if known_by else 1 / packets.rate
     span = float(ticks[-1] - ticks[0]) * tick
-    fps = round((len(ticks) - 1) / span, 6) if span > 0 else rate
-    # Of an edit list's hidden packets the demuxer gives some only.
-    held = _count_packets(path, alive) if indexed and stream.frames > packets.count else packets.count
-    missing = max(stream.frames - held, 0) if indexed else 0
-    if indexed and not stream.frames and container.duration:
-        left = container.duration / av.time_base - packets.end
-        missing = round(left * rate) if left > max(_CUT_SECONDS, _CUT_SHARE * packets.end) else 0
+    fps = round((len(ticks) - 1) / span, 6) if span > 0 else packets.rate
+    missing, hidden = _missing(packets, path, alive)
     distrust = {
-        f"decord misreads {container.format.name} files": not indexed,
-        "decord cannot read AV1": codec == "av1",
-        "it has several video streams": len(container.streams.video) > 1,
-        "its packets have no times, or times that run backwards": not timed,
+        # It loses the first group of pictures there, and repeats the last frame as often.
+        f"decord misreads {packets.form} files": not packets.indexed,
+        "decord cannot read AV1": packets.codec == "av1",
+        "it has several video streams": packets.streams > 1,
+        "its packets have no times, or times that run backwards": not known_by,
+        "its packets have the times of decoding alone": known_by == "dts",
         "its frames start before time zero or share a time": bool(ticks[0] < 0 or (np.diff(ticks) == 0).any()),
         # Where the first frames do not decode it numbers the others from 0 on.
         "it does not start with a key frame": not packets.key_first,
-        "an edit list hides frames": held > packets.count,
+        "an edit list hides frames": hidden,
         "its container is damaged": not packets.whole,
         # It reserves memory for all of them, and the process dies where there is not so much.
         "more frames are announced than there are": missing > packets.count,
+        "decord's index of so many frames takes too much memory": packets.count > _MOST_INDEXED,
     }
     turned = round(frame.rotation / 90) % 2 == 1
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
     why = "; ".join(reason for reason, holds in distrust.items() if holds)
-    return Scan(codec, width, height, fps, ticks, timed, tick, missing if packets.whole else max(missing, 1), why)
+    return Scan(packets.codec, width, height, fps, ticks, known_by, lag, tick, packets.held, missing, why)
 
 
-def _stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    """Find the video stream, and refuse one whose header claims too much.
-
-    Raises:
-        VideoError: there is none that could be read.
-    """
-    stream = picture_stream(container)
-    if stream is None:
-        kinds = ", ".join(sorted({one.type for one in container.streams})) or "no streams"
-        what = "a cover picture or an unknown codec" if container.streams.video else kinds
-        raise VideoError(f"{spell(path)}: found {what}, expected a video stream. Leave the file out of the source.")
-    pixels = stream.codec_context.width * stream.codec_context.height
-    if pixels > _MOST_PIXELS:
-        raise VideoError(
-            f"{spell(path)}: its header claims frames of {stream.codec_context.width} x {stream.codec_context.height} "
-            f"pixels; expected {_MOST_PIXELS} pixels at most. If that is true, scale the video down."
-        )
-    return stream
+def _missing(packets: Packets, path: Path, alive: Alive) -> tuple[int, bool]:
+    """Count the frames that the container announces and no longer holds, and tell whether it hides some."""
+    missing, hidden = 0, False
+    if packets.is_of(_AVI) and packets.dts and round(packets.rate * packets.tick, 6) == 1:
+        # Its count has the times at which nothing was stored, and so have the times of what was.
+        missing = max(packets.announced - max(packets.dts) - 1, 0)
+    elif packets.indexed:
+        # Of an edit list's hidden packets the demuxer gives some only.
+        held = count_packets(path, alive) if packets.announced > packets.count else packets.count
+        missing, hidden = max(packets.announced - held, 0), held > packets.count
+    if packets.indexed and not packets.announced and packets.length:
+        left = packets.length - packets.end
+        missing = round(left * packets.rate) if left > max(_CUT_SECONDS, _CUT_SHARE * packets.end) else 0
+    return missing if packets.whole else max(missing, 1), hidden
 
 
-@dataclass(slots=True)
-class _Packets:
-    """What reading the packets showed.
-
-    Attributes:
-        pts: of those whose frames are shown, ticks, as far as they have any.
-        dts: the same.
-        count: of them.
-        end: when the last packet of any stream ends, seconds.
-        key_first: the first of them is a key frame, and none is shown before it.
-        whole: reading came to the file's end.
-    """
-
-    pts: list[int] = field(default_factory=list)
-    dts: list[int] = field(default_factory=list)
-    count: int = 0
-    end: float = 0.0
-    key_first: bool = True
-    whole: bool = True
-
-
-def _shown_packets(
-    container: av.container.InputContainer, stream: av.VideoStream, indexed: bool, alive: Alive
-) -> _Packets:
-    found = _Packets()
-    joined, first = indexed, None
-    try:
-        for packet in container.demux():
-            alive()
-            if packet.pts is not None and packet.time_base:
-                found.end = max(found.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream != stream or not packet.size or packet.is_discard:
-                continue
-            if not joined:
-                # What comes before its first key frame, or is shown before it, never decodes: it was joined midway.
-                if not packet.is_keyframe:
-                    continue
-                joined, first = True, packet.pts
-            if first is None or packet.pts is None or packet.pts >= first:
-                found.key_first &= packet.is_keyframe or found.count > 0
-                found.count += 1
-                found.pts += [] if packet.pts is None else [packet.pts]
-                found.dts += [] if packet.dts is None else [packet.dts]
-    except av.error.InvalidDataError:
-        found.whole = False
-    found.key_first &= not found.pts or found.pts[0] == min(found.pts)
-    return found
+def _times(packets: Packets, first: VideoFrame, path: Path, alive: Alive) -> tuple[IntArray, str, int]:
+    """Give the shown frames' times, what a decoded frame is known by, and how much later that is, all in ticks."""
+    counted = np.arange(packets.count), "", 0
+    if len(packets.pts) < packets.count or not packets.tick:
+        return counted
+    pts = np.array(packets.pts, np.int64)
+    if (pts[_REORDERED:] < np.maximum.accumulate(pts)[:-_REORDERED]).any():
+        return counted
+    decoding = packets.reorders and packets.is_of(_ONE_TIME) and not (np.diff(pts) < 0).any()
+    pts.sort(kind="stable")
+    if not decoding or not _out_of_order(path, alive):
+        return pts, "pts", 0
+    dts = np.array(packets.dts, np.int64)
+    if len(dts) < packets.count or first.dts is None or (np.diff(dts) < 0).any():
+        return counted
+    # A frame is shown when its decoder lets it out; how many packets later that is than it was stored, the first says.
+    behind = int(np.searchsorted(dts, first.dts))
+    step = max(round(1 / (packets.rate * packets.tick)), 1)
+    out = np.concatenate([dts[behind:], dts[-1] + step * np.arange(1, behind + 1)])
+    lag = int(out[0] - dts[0])
+    return out - lag, "dts", lag
 
 
-def _count_packets(path: Path, alive: Alive) -> int:
-    """Count the packets in the file, those that an edit list hides among them."""
-    with open_container(path, ignore_editlist="1") as container:
-        count = 0
-        for packet in container.demux(picture_stream(container)):
-            alive()
-            count += packet.size > 0
-        return count
+def _out_of_order(path: Path, alive: Alive) -> bool:
+    """Tell whether decoded frames come in another order than their own times, which then are no times of theirs."""
+    times = (frame.pts or 0 for frame in itertools.islice(pyav_frames(path, 1, alive), _LOOKED_AT))
+    return any(one > other for one, other in itertools.pairwise(times))

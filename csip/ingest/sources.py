@@ -1,52 +1,47 @@
-"""What a user names as a source: videos, folders of videos, manifests; to a list of videos known by their content."""
+"""The files that a user's sources name, to a list of videos known by their content, and which of them are to do."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, VideoError
-from csip.ingest.container import spell
 from csip.ingest.decoder import Decoder
-from csip.ingest.records import extract_digests, finished_videos, record_video
+from csip.ingest.find import SHOWN, Found, Named, expand_all, real_path
+from csip.ingest.known_files import FileState, KnownFiles, look_at
+from csip.ingest.plan import make_plan
+from csip.ingest.records import extract_digests, finished_ever, finished_videos
 from csip.ingest.video import VideoInfo
-from csip.maintenance.forget import forgotten
+from csip.ingest.video_rows import (
+    QUARANTINED,
+    Row,
+    named_by_content,
+    named_by_place,
+    quarantined_row,
+    read_row,
+    record_rows,
+    written,
+)
+from csip.maintenance.forget import FORGOTTEN
+from csip.tables import any_of
 from csip.types import ExtractDigests, Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
-VIDEO_SUFFIXES = (
-    *(".264", ".3gp", ".asf", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-)
-_ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst")
-_SHOWN = 20
+_LOG = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A file that a source named, and its camera; `plain` where nobody named the camera."""
-
-    path: Path
-    camera: str
-    plain: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The files that sources named, and the folders among them that could not be looked into, with the reason."""
-
-    files: tuple[Named, ...]
-    closed: tuple[str, ...]
+Size = tuple[int, int]
+"""Of a video's frames: height and width, pixels."""
 
 
 def list_videos(
     out: Output, sources: tuple[str, ...], camera: str, config: ExtractConfig, runtime: RuntimeConfig
 ) -> Stage[VideoList]:
     """Stage `list_videos`: find the files, know them by content, and say which are still to do.
+
+    A video that is extracted already, and whose file looks as it did when it was last read (`csip.ingest.known_files`),
+    is not read.
 
     Args:
         out: the store.
@@ -61,190 +56,181 @@ def list_videos(
     """
     tables.prepare_store(out.store)
     found = expand_all(sources, camera)
-    digests = extract_digests(config)
-    videos: dict[str, SourceVideo] = {}
-    reasons: list[str] = []
-    duplicates = refused = 0
-    gone = forgotten(out.store)
+    looking = _Looking(out.store, config, extract_digests(config), runtime)
     with Decoder(runtime) as decoder:
         for i, one in enumerate(found.files):
             yield Progress("list_videos", i, len(found.files), "files")
-            try:
-                info = decoder.probe(one.path)
-            except VideoError as error:
-                reasons.append(str(error))
-                record_video(out.store, one.path, None, "quarantined", str(error), 0)
-                continue
-            if info.sha256 in gone:
-                refused += 1
-                continue
-            duplicates += info.sha256 in videos
-            videos.setdefault(info.sha256, _known(info, one.camera))
+            looking.look(one, decoder)
+    looking.write()
     yield Progress("list_videos", len(found.files), len(found.files), "files")
-    if not videos and refused:
-        raise SourceError(
-            f"Found {len(found.files)} files, of which {refused} were forgotten here (`csip forget`), and none is left "
-            "to build from. Build them into another store if that is meant."
-        )
-    if not videos:
-        raise SourceError(
-            f"Found {len(found.files)} files, none of them a readable video. The first: {reasons[0]} "
-            "Expected at least one video that FFmpeg can read."
-        )
-    every = tuple(videos[sha] for sha in sorted(videos))
-    listed, counted = list_to_do(out.store, every, digests, runtime)
-    counts = {
-        "files": len(found.files),
-        **counted,
-        "duplicate_files": duplicates,
-        "forgotten_files": refused,
-        "unreadable_files": len(reasons),
-        "unreadable_folders": len(found.closed),
-        **{f"unreadable {i}": reason for i, reason in enumerate([*reasons, *found.closed][:_SHOWN], 1)},
-    }
-    return Outcome(listed, counts, digests.weights)
+    looking.require_some(len(found.files))
+    every = tuple(looking.videos[sha] for sha in sorted(looking.videos))
+    listed, counted = list_to_do(out.store, every, looking.digests, runtime, looking.sizes)
+    counts = {"files": len(found.files), **counted, **looking.counts(found)}
+    return Outcome(listed, counts, looking.digests.weights)
 
 
-def _tell_apart(named: list[Named], *, by_name: bool) -> list[Named]:
-    """Name plain files by their whole path where two of them, from different sources, would be one camera."""
-    if not by_name:
-        return named
-    files: dict[str, set[Path]] = {}
-    for one in named:
-        if one.plain:
-            files.setdefault(one.camera, set()).add(_real(one.path))
-    return [
-        Named(one.path, _real(one.path).with_suffix("").as_posix(), plain=True)
-        if one.plain and len(files[one.camera]) > 1
-        else one
-        for one in named
-    ]
+class _Looking:
+    """Looks at files one by one, and takes note of what they are.
 
-
-def _known(info: VideoInfo, camera: str) -> SourceVideo:
-    return SourceVideo(info.sha256, str(_real(info.path)), camera, info.duration)
-
-
-def _real(path: Path) -> Path:
-    """Follow links as far as they lead; `Path.resolve` raises where they lead in a circle."""
-    return Path(os.path.realpath(path))
-
-
-def expand_all(sources: tuple[str, ...], camera: str) -> Found:
-    """Turn sources into the files they name, each with its camera.
-
-    Args:
-        sources: as for `list_videos`.
-        camera: of all of them; empty: every file is a camera of its own.
-
-    Raises:
-        SourceError: no such path, an empty folder, an archive, or a manifest without the right columns.
+    Attributes:
+        videos: those to build from, by SHA-256.
+        sizes: of the frames of those that were read.
+        digests: of the extraction that is asked for.
     """
-    closed: list[str] = []
-    named = [one for source in sources for one in _expand(source, camera, closed)]
-    return Found(tuple(_tell_apart(named, by_name=not camera)), tuple(closed))
 
+    def __init__(self, store: str, config: ExtractConfig, digests: ExtractDigests, runtime: RuntimeConfig) -> None:
+        self._store, self._config, self._runtime = store, config, runtime
+        self.digests = digests
+        self._known_files = KnownFiles()
+        held: list[Row] = tables.read(tables.current(store, "videos")).to_pylist()
+        self._rows = {row["video_sha"]: row for row in held}
+        self._gone = {sha for sha, row in self._rows.items() if row["status"] == FORGOTTEN}
+        self._done = finished_videos(store, digests.track)
+        self._stood_on = finished_ever(store)
+        self._changed: dict[str, Row] = {}
+        self._places: dict[str, str] = {}  # of videos, as table `videos` writes them -> SHA-256
+        self._readable: set[str] = set()  # keys that these would have had if they could not be read
+        self._reasons: list[str] = []
+        self._duplicates = self._refused = 0
+        self.videos: dict[str, SourceVideo] = {}
+        self.sizes: dict[str, Size] = {}
 
-def _expand(source: str, camera: str, closed: list[str]) -> Iterator[Named]:
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError as error:  # no such user
-        raise SourceError(f"{source}: {error} Expected a path; write it out in full.") from error
-    if path.suffix.lower() == ".csv" and path.is_file():
-        yield from _read_manifest(path, camera, closed)
-        return
-    root = path if path.is_dir() else path.parent
-    for file in find_videos(path, closed):
-        # Below the folder that was named: cameras often write files of the same names into folders of their own.
-        yield Named(file, camera or file.relative_to(root).with_suffix("").as_posix(), plain=not camera)
+    def look(self, one: Named, decoder: Decoder) -> None:
+        """Take a file in: as a video, or counted as what it is instead."""
+        state = look_at(one.path)
+        sha = self._known_files.digest_of(state)
+        if sha in self._gone:
+            self._refused += 1
+            return
+        if sha and state and self._is_settled(sha, state.bytes):
+            self._add(one, sha, self._rows[sha]["duration"])
+            return
+        try:
+            info = decoder.probe(one.path)
+        except VideoError as error:
+            self._look_at_unreadable(one, state, str(error))
+            return
+        self._known_files.remember(one.path, state, info.sha256)
+        if info.sha256 in self._gone:
+            self._refused += 1
+            return
+        self.sizes[info.sha256] = (info.height, info.width)
+        self._add(one, info.sha256, info.duration)
+        self._mend(info)
 
+    def _is_settled(self, sha: str, size: int) -> bool:
+        """Tell whether all there is to know of a video is in the store."""
+        row = self._rows.get(sha)
+        return sha in self._done and row is not None and row["status"] != QUARANTINED and row["bytes"] == size
 
-def find_videos(source: Path, closed: list[str]) -> list[Path]:
-    """List the videos a source names: the file itself, or every video in a folder and the folders below it.
+    def _look_at_unreadable(self, one: Named, state: FileState | None, reason: str) -> None:
+        sha = self._known_files.digest_of(state)
+        if not sha:
+            sha = named_by_content(one.path, self._runtime.decode_stall_seconds)
+            if sha != named_by_place(one.path):
+                self._known_files.remember(one.path, state, sha)
+        if sha in self._gone:
+            self._refused += 1
+        elif state is not None and self._is_settled(sha, state.bytes):
+            # All that is wanted of it is in the store.
+            _LOG.warning("Extracted before, and unreadable now: %s", reason)
+            self._add(one, sha, self._rows[sha]["duration"])
+        else:
+            self._reasons.append(reason)
+            if sha not in self._stood_on:
+                self._changed[sha] = quarantined_row(sha, one.path, reason)
 
-    Hidden files and folders are passed over; a folder reached twice through links counts once. What has a video's name
-    is listed, be it a dead link.
+    def _add(self, one: Named, sha: str, duration: float) -> None:
+        self._duplicates += sha in self.videos
+        self.videos.setdefault(sha, SourceVideo(sha, str(real_path(one.path)), one.camera, duration))
+        self._places[written(one.path)] = sha
+        self._readable.add(named_by_place(one.path))
 
-    Args:
-        source: a file or a folder.
-        closed: is given what is wrong with folders that cannot be looked into.
+    def _mend(self, info: VideoInfo) -> None:
+        """Make the row of a finished video good that another build has taken for unreadable."""
+        row = self._rows.get(info.sha256)
+        if info.sha256 in self._done and (row is None or row["status"] == QUARANTINED):
+            video = self.videos[info.sha256]
+            mended = read_row(make_plan(self._store, video, info, self.digests, self._config.detect))
+            if mended is not None:
+                self._rows[info.sha256] = self._changed[info.sha256] = mended
 
-    Returns:
-        Paths in POSIX order, at least one.
+    def write(self) -> None:
+        """Bring table `videos` up to what was seen."""
+        for sha, video in self.videos.items():
+            row, place = self._rows.get(sha), written(Path(video.path))
+            if row is not None and row["status"] != QUARANTINED and row["path"] != place and not self._lies_there(row):
+                self._changed[sha] = row | {"path": place}
+        record_rows(self._store, self._changed.values())
+        outdated = {sha for sha in self._readable & set(self._rows) if self._rows[sha]["status"] == QUARANTINED}
+        if outdated:
+            tables.delete(self._store, "videos", any_of("video_sha", outdated))
 
-    Raises:
-        SourceError: there is no such path, it is an archive, or no video is in the folder.
-    """
-    if source.suffix.lower() in _ARCHIVES and source.is_file():
-        raise SourceError(
-            f"{spell(source)}: is an archive, expected videos. Archives are not opened here: unpack it where its "
-            "contents may lie, and name that folder."
-        )
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise SourceError(f"{spell(source)}: no such file or folder. Name a video, or a folder that holds videos.")
-    before = len(closed)
+    def _lies_there(self, row: Row) -> bool:
+        """Tell whether a video is still where it was when it was last read."""
+        held = self._places.get(row["path"])
+        if held is not None:
+            return held == str(row["video_sha"])
+        seen = look_at(Path(row["path"]))
+        held = self._known_files.digest_of(seen)
+        return held == row["video_sha"] if held else seen is not None and seen.bytes == int(row["bytes"])
 
-    def note(error: OSError) -> None:
-        where = spell(Path(error.filename or source))
-        closed.append(f"{where}: the folder cannot be looked into ({error.strerror}) and is passed over.")
+    def require_some(self, files: int) -> None:
+        """Refuse to go on with nothing.
 
-    found: list[Path] = []
-    others, seen = 0, set()
-    for folder, inner, names in os.walk(source, followlinks=True, onerror=note):
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in seen:
-            inner.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in names:
-            path = Path(folder, name)
-            if name.startswith(".") or path.suffix.lower() not in VIDEO_SUFFIXES:
-                others += 1
-            else:
-                found.append(path)
-    if not found:
-        raise SourceError(
-            f"{spell(source)}: found no videos and {others} other files; looked for names that end in "
-            f"{' '.join(VIDEO_SUFFIXES)}. Name a folder with videos, or a video by its own path."
-            + "".join(f" {one}" for one in closed[before:][:_SHOWN])
-        )
-    return sorted(found, key=Path.as_posix)
+        Raises:
+            SourceError: there is no video to build from.
+        """
+        if not self.videos and self._refused:
+            raise SourceError(
+                f"Found {files} files, of which {self._refused} were forgotten here (`csip forget`), and none is left "
+                "to build from. Build them into another store if that is meant."
+            )
+        if not self.videos:
+            raise SourceError(
+                f"Found {files} files, none of them a readable video. The first: {self._reasons[0]} "
+                "Expected at least one video that FFmpeg can read."
+            )
 
-
-def _read_manifest(path: Path, camera: str, closed: list[str]) -> Iterator[Named]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            fields, lines = rows.fieldnames, list(rows)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(
-            f"Manifest {path}: cannot be read as CSV ({error}). Expected UTF-8 text; save it so."
-        ) from error
-    if fields is None or not {"path", "camera"} <= set(fields):
-        raise SourceError(f"Manifest {path}: found columns {fields}, expected path and camera in the first line.")
-    if not lines:
-        raise SourceError(f"Manifest {path}: found no lines below the header, expected one a video.")
-    for number, line in enumerate(lines, 2):
-        if not line["path"] or not (camera or line["camera"]):
-            raise SourceError(f"Manifest {path}, line {number}: found {line}, expected a path and a camera.")
-        for video in find_videos(path.parent / line["path"], closed):
-            yield Named(video, camera or line["camera"])
+    def counts(self, found: Found) -> dict[str, object]:
+        """Count what is not built from, with its reasons."""
+        reasons = [*self._reasons, *found.closed][:SHOWN]
+        return {
+            "duplicate_files": self._duplicates,
+            "forgotten_files": self._refused,
+            "unreadable_files": len(self._reasons),
+            "unreadable_folders": len(found.closed),
+            "other_files": dict(found.others),
+            **{f"unreadable {i}": reason for i, reason in enumerate(reasons, 1)},
+        }
 
 
 def list_to_do(
-    store: str, videos: tuple[SourceVideo, ...], digests: ExtractDigests, runtime: RuntimeConfig
+    store: str,
+    videos: tuple[SourceVideo, ...],
+    digests: ExtractDigests,
+    runtime: RuntimeConfig,
+    sizes: Mapping[str, Size] | None = None,
 ) -> tuple[VideoList, dict[str, int]]:
-    """Say which of a build's videos are still to be extracted, and count."""
+    """Say which of a build's videos are still to be extracted, and count.
+
+    Args:
+        store: where it is said what is done.
+        videos: of the build.
+        digests: of the extraction.
+        runtime: how they are batched.
+        sizes: video_sha -> size of its frames. Videos of one size go one after the other, since the pose model is
+            loaded anew for another one.
+    """
     done = finished_videos(store, digests.track)
     todo = [video for video in videos if video.video_sha not in done]
+    todo.sort(key=lambda video: ((sizes or {}).get(video.video_sha, (0, 0)), video.video_sha))
     counts = {"videos": len(videos), "already_extracted": len(videos) - len(todo)}
     return VideoList(videos, _batches(todo, runtime.video_batch_seconds), digests), counts
 
 
-def _batches(videos: list[SourceVideo], seconds: float) -> tuple[tuple[SourceVideo, ...], ...]:
+def _batches(videos: Sequence[SourceVideo], seconds: float) -> tuple[tuple[SourceVideo, ...], ...]:
     """Join short videos until they fill `seconds`, so that one process serves them; a long one stands alone."""
     batches: list[list[SourceVideo]] = []
     filled = seconds

@@ -20,8 +20,9 @@ from csip.ingest.detections import detection_rows, which_detections
 from csip.ingest.phases import Seconds, timed
 from csip.ingest.plan import Segment, VideoPlan, detect_key
 from csip.ingest.reading import Ended, Rejected
-from csip.ingest.records import record_pass, record_video
-from csip.ingest.track_pass import TrackPass
+from csip.ingest.records import record_pass
+from csip.ingest.track_pass import StoppedError, TrackPass
+from csip.ingest.video_rows import record_quarantine, record_read
 from csip.plain import to_plain
 from csip.tables import RunRecord
 from csip.types import ExtractDigests, ExtractedVideo, Output, SourceVideo
@@ -35,6 +36,7 @@ class Storing:
     Attributes:
         done: videos that are finished.
         totals: what they hold: frames, detections, tracklets, crops; and the videos that are quarantined.
+        reasons: why those are, one each.
         seconds: phase -> time spent in it.
         seconds_of_video: that are stored.
     """
@@ -52,6 +54,7 @@ class Storing:
         self._passes: dict[str, TrackPass] = {}  # by video_sha, of what is being worked on
         self.done: list[ExtractedVideo] = []
         self.totals = dict.fromkeys(("frames", "detections", "tracklets", "crops", "quarantined"), 0)
+        self.reasons: list[str] = []
         self.seconds: Seconds = Counter()
         self.seconds_of_video = 0.0
         self._stopping = threading.Event()
@@ -86,14 +89,19 @@ class Storing:
 
     def quarantine(self, rejected: Rejected) -> None:
         """Record a video that cannot be worked on, with its reason; it stops none of the others."""
-        self._leave(rejected.video)
+        video = rejected.video
+        self._leave(video)
         self.totals["quarantined"] += 1
-        record_video(self._out.store, Path(rejected.video.path), None, "quarantined", rejected.reason, 0)
+        self.reasons.append(rejected.reason)
+        # By the digest that it was listed under: to read a file that hangs would be to hang, too.
+        record_quarantine(self._out.store, video.video_sha, Path(video.path), rejected.reason)
         _LOG.warning("Left out: %s", rejected.reason)
 
-    def finished(self, video: SourceVideo, run: RunRecord) -> None:
+    def finished(self, plan: VideoPlan, run: RunRecord) -> None:
         """Count a video whose tracklets are all in the store."""
-        self.done.append(ExtractedVideo(video.video_sha, self._digests.track, run.run_id))
+        with timed(self.seconds, "write"):
+            record_read(self._out.store, plan)
+        self.done.append(ExtractedVideo(plan.video.video_sha, self._digests.track, run.run_id))
         for name in ("frames", "detections", "tracklets", "crops"):
             self.totals[name] += int(run.counts[name])
 
@@ -113,9 +121,6 @@ class Storing:
         where = which_detections(video.video_sha, digests.detect, segment.first, end)
         with timed(self.seconds, "write"):
             tables.upsert(self._out.store, "detections", rows, replace=where)
-            if found.last:
-                status, info = "partial" if found.reason else "ok", found.plan.info
-                record_video(self._out.store, info.path, info, status, found.reason, self._decoded(found))
         counts = {
             "frames": len(found.people),
             "detections": len(rows),
@@ -141,23 +146,25 @@ class Storing:
         found.plan.detected[segment.number] = run
         return run
 
-    def _decoded(self, found: Found) -> int:
-        """Count a video's frames that decoded; where only some were looked at, as far as it was read."""
-        if self._config.detect.stride > 1:
-            return max(found.frame_index, default=-1) + 1 if found.reason else found.plan.info.num_frames
-        earlier = (run for number, run in found.plan.detected.items() if number < found.segment.number)
-        return sum(int(run.counts["frames"]) for run in earlier) + len(found.people)
-
     def _go_on(self, plan: VideoPlan, segment: Segment, detected: RunRecord, *, last: bool) -> None:
+        if self._stopping.is_set():
+            raise StoppedError
+        if last:
+            # Before the tracklets, which name it.
+            with timed(self.seconds, "write"):
+                record_read(self._out.store, plan)
         try:
             run = self._passes[plan.video.video_sha](segment, detected, last=last)
         except VideoError as error:
+            if self._stopping.is_set():
+                # Whoever stops us kills the decoder: the file has nothing to do with it.
+                raise StoppedError from error
             self.quarantine(Rejected(plan.video, str(error)))
             return
         self.seconds_of_video += (int(detected.counts["end_frame"]) - segment.first) / plan.info.fps
         if last:
             self._leave(plan.video)
-            self.finished(plan.video, run)
+            self.finished(plan, run)
 
     def _leave(self, video: SourceVideo) -> None:
         if video.video_sha in self._passes:

@@ -1,9 +1,11 @@
 """The door to decord: a video file to `Frames`, with PyAV as referee and fallback.
 
-decord decodes, but only what the container's own account (`csip.ingest.scan`) says of the frames is believed. Where
-decord is known to go wrong (edit lists, negative or repeated times, AV1), where its count, its times or the size of its
-pictures are not the container's, and where it gives up, PyAV decodes. decord is read with `next()` only: its random
-access gives other pictures than its sequential reading on such files.
+decord decodes, but only what the container's own account (`csip.ingest.scan`) says of the frames is believed, and no
+picture before PyAV has decoded the same frame without a complaint: decord shows what it could not decode, and lets
+later frames move up where it lost one. Where it is known to go wrong (edit lists, negative or repeated times, AV1),
+where its count, its times or the size of its pictures are not the container's, where its referee complains, and where
+it gives up, PyAV decodes. It is read with `next()` only: its random access gives other pictures than its sequential
+reading.
 
 Shapes: F frames, H and W pixels.
 """
@@ -14,14 +16,17 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from csip.errors import VideoError
-from csip.ingest.container import Alive, Image, check_file, nothing, pyav_frames, spell, upright
+from csip.errors import DecoderLostError, VideoError
+from csip.ingest.container import Alive, Image, check_file, nothing, sound_times, spell
+from csip.ingest.fallback import pyav_images
 from csip.ingest.scan import Scan, scan_video
 from csip.types import Frames
 
@@ -35,6 +40,14 @@ _log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 _EVERY = range(sys.maxsize)
+_COMPARED = 1 << 14  # frames at once: a day has millions
+
+# Frames that the referee is ahead: a damaged one hurts some that are shown before it; codecs reorder 16 at most.
+_AHEAD = 16
+
+# Not one picture is to be made up by decord in the place of frames that it could not decode. It takes 0 for "any
+# number", and a share of all frames for the number that it comes to.
+_NONE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +184,7 @@ def read_images(
         if image is None:
             alive()
             continue
-        ticks = scan.pts[index] if index < len(scan.pts) else index
-        yield index, float(ticks * scan.tick), image
+        yield index, scan.seconds(index), image
     expected = len(scan.pts) + scan.missing
     if read < expected:
         raise VideoError(
@@ -183,27 +195,55 @@ def read_images(
 
 def _decode(path: Path, scan: Scan, threads: int, wanted: range, alive: Alive) -> Iterator[tuple[int, Image | None]]:
     """Give (frame index, (H, W, 3) RGB or nothing) of every frame, from decord as far as it can be trusted."""
-    why, done = scan.distrust, 0
+    done, why = 0, scan.distrust
     if not why:
-        decord.logging.set_level(decord.logging.QUIET)
-        try:
-            # It takes 0 for "as many as there are", and then fails on healthy VP9: the count is always given.
-            reader = decord.VideoReader(os.path.abspath(path), num_threads=threads)
-            why = _disagreement(reader, scan)
-            if not why:
-                for image in _without_padding(_decord_images(reader), path, alive):
-                    if image.shape[:2] != (scan.height, scan.width):
-                        why = f"decord gives a picture of {image.shape[1]} x {image.shape[0]} pixels"
-                        break
-                    yield done, image if done in wanted else None
-                    done += 1
-        except (decord.DECORDError, RuntimeError) as error:
-            why = f"decord failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    if not why and done < len(scan.pts):
-        why = "decord ended early"
+        done, why = yield from _decord_images(path, scan, threads, wanted, alive)
     if why:
         _log.warning("%s: from frame %d on PyAV decodes, because %s.", spell(path), done, why)
-        yield from _pyav_images(path, scan, threads, wanted, done, alive)
+        yield from pyav_images(path, scan, threads, wanted, done, alive)
+
+
+def _decord_images(
+    path: Path, scan: Scan, threads: int, wanted: range, alive: Alive
+) -> Generator[tuple[int, Image | None], None, tuple[int, str]]:
+    """As `_decode`; return how many it gave, and why not all of them.
+
+    Raises:
+        DecoderLostError: nobody knows which frames it gave.
+    """
+    done = 0
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        # It takes 0 for "as many as there are", and then fails on healthy VP9: the count is always given.
+        reader = decord.VideoReader(os.path.abspath(path), num_threads=threads, fault_tol=_NONE)
+        if why := _disagreement(reader, scan):
+            return done, why
+        for image in _refereed(reader, path, scan, threads, alive):
+            if image.shape[:2] != (scan.height, scan.width):
+                return done, f"decord gives a picture of {image.shape[1]} x {image.shape[0]} pixels"
+            yield done, np.asarray(np.from_dlpack(_Lent(image)), np.uint8) if done in wanted else None
+            done += 1
+    except decord.DECORDLimitReachedError as error:
+        raise DecoderLostError(
+            f"{spell(path)}: decord lost frames of it that PyAV decodes, so that those it gave may be others than they "
+            "seem. Convert the video, for instance with ffmpeg, or copy it anew."
+        ) from error
+    except (decord.DECORDError, RuntimeError) as error:
+        return done, f"decord failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return done, "" if done == len(scan.pts) else "the file is damaged there"
+
+
+class _Lent:
+    """A picture of decord's as NumPy borrows it, since a copy more costs a tenth of the decoding."""
+
+    def __init__(self, image: Any) -> None:
+        self._image = image
+
+    def __dlpack__(self, *, stream: None = None) -> Any:
+        return self._image.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # a CPU's memory
 
 
 def _disagreement(reader: decord.VideoReader, scan: Scan) -> str:
@@ -211,56 +251,39 @@ def _disagreement(reader: decord.VideoReader, scan: Scan) -> str:
     count = len(scan.pts)
     if len(reader) != count:
         return f"decord counts {len(reader)} frames, the container {count}"
-    times = reader.get_frame_timestamp(range(count))[:, 0].astype(np.float64)
-    # Some of its versions count from the first frame on; and its times are of 32 bits.
-    shift = np.abs((times - times[0]) - (scan.pts - scan.pts[0]) * scan.tick)
     patience = 0.5 * scan.duration / count + 1e-6 * scan.duration
-    return f"decord shows frame {shift.argmax()} {shift.max():.3f} s off" if shift.max() > patience else ""
+    begun = 0.0
+    for first in range(0, count, _COMPARED):
+        some = range(first, min(first + _COMPARED, count))
+        times = reader.get_frame_timestamp(some)[:, 0].astype(np.float64)
+        begun = begun if first else times[0]
+        # Some of its versions count from the first frame on; and its times are of 32 bits.
+        shift = np.abs((times - begun) - (scan.pts[some.start : some.stop] - scan.pts[0]) * scan.tick)
+        if shift.max() > patience:
+            return f"decord shows frame {first + shift.argmax()} {shift.max():.3f} s off"
+    return ""
 
 
-def _decord_images(reader: decord.VideoReader) -> Iterator[Image]:
-    while True:
-        try:
-            image = reader.next()
-        except StopIteration:
-            return
-        yield image.asnumpy()
+def _refereed(reader: Any, path: Path, scan: Scan, threads: int, alive: Alive) -> Iterator[Any]:
+    """Give decord's pictures, each after PyAV has decoded its frame, and all before it, without a complaint.
 
-
-def _without_padding(images: Iterator[Image], path: Path, alive: Alive) -> Iterator[Image]:
-    """Drop the copies of the last picture that decord puts in the place of frames it could not decode.
-
-    Identical pictures are normal in still scenes. Only where a video ends on some are its frames counted with PyAV.
+    decord says neither which frame a picture is, nor that it is damaged, nor that one before it was lost.
     """
-    last: Image | None = None
-    given = copies = 0
-    for image in images:
-        if last is not None and np.array_equal(image[::16], last[::16]) and np.array_equal(image, last):
-            copies += 1
-            alive()
-            continue
-        if last is not None:
-            yield from (last for _ in range(copies))
-            given += copies
-        yield image
-        given, copies, last = given + 1, 0, image
-    if last is not None and copies:
-        real = sum(1 for _ in pyav_frames(path, 1, alive))
-        for _ in range(min(copies, real - given)):
-            yield last
+    with closing(sound_times(path, threads, alive)) as sound:
+        seen = 0
+        for expected, at in zip(scan.pts.tolist(), sound, strict=False):
+            if at != expected:
+                return
+            seen += 1
+            if seen > _AHEAD and (image := _next(reader)) is not None:
+                yield image
+    for _ in range(min(seen, _AHEAD) if seen == len(scan.pts) else 0):
+        if (image := _next(reader)) is not None:
+            yield image
 
 
-def _pyav_images(
-    path: Path, scan: Scan, threads: int, wanted: range, first: int, alive: Alive
-) -> Iterator[tuple[int, Image | None]]:
-    """As `_decode`, from frame index `first` on. A frame is named by its time, so a lost one shifts no other."""
-    index = -1
-    for frame in pyav_frames(path, threads, alive):
-        after = index + 1
-        if scan.timed and frame.pts is not None:
-            after = max(after, int(np.searchsorted(scan.pts, frame.pts)))
-            if after >= len(scan.pts) or scan.pts[after] != frame.pts:
-                continue  # Before an edit list's start, or without its references: the container does not show it.
-        index = after
-        if index >= first:
-            yield index, upright(frame, scan.height, scan.width) if index in wanted else None
+def _next(reader: Any) -> Any:
+    try:
+        return reader.next()
+    except StopIteration:
+        return None

@@ -8,31 +8,34 @@ What a reader or writer at work could lose, and why it does not:
 - A writer has files that no version names yet. They are Lance's to judge: it leaves them for 7 days.
 - A build has rows that nothing vouches for yet: crops come before their tracklet, parts before their snapshot. Rows go
   only if they were written more than `older_than` ago, and as they were read: rows that came since stay, and rows that
-  were written again since keep all of them (the next gc looks again). Only one video that is being cut for longer than
-  `older_than` could lose its first crops.
+  were written again since keep all of them (the next gc looks again).
+- A build counts on extractions that no snapshot shows yet. They stay while it goes on, see `csip.maintenance.unused`;
+  what it has listed as done in the very moment in which a gc takes it away, it misses before it publishes, and says so.
 - A build changes rows while fragments are merged: whoever commits second does it again (a build), or leaves it (gc).
   Fragments that came within `older_than` are not touched at all, nor those that a kept version names: their files have
   to stay, and merging would store their rows twice.
 - A training writes its state: states and unfinished files go only when nobody has written them for `older_than`.
 
 With `older_than` 0 all of this rests on nobody else using the store. A killed gc leaves a store that is as good as
-before: each step is one commit, or removes what nothing names, and the next gc finds what is left to do.
+before: each step is one commit, or removes what nothing names, and the next gc finds what is left to do. Before rows of
+an extraction go, the runs that did it say so no more: whatever happens then, a build does it again, all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from csip import tables
 from csip.errors import StoreError
-from csip.maintenance.files import age, stale_tags, unnamed_files
+from csip.maintenance.files import lost_files, stale_tags
 from csip.maintenance.keys import shorten
+from csip.maintenance.moving import Newest, find_moves, move
 from csip.maintenance.named import Published, current_since, published_since, snapshots_in, versions_of_runs
-from csip.maintenance.rows import Unneeded, unneeded_rows, used_generations
+from csip.maintenance.rows import Needless, Search, Unneeded
 from csip.maintenance.snapshots import published
+from csip.maintenance.unused import give_back
 from csip.tables import RunRecord, quote, snapshot_tag, table_uri
 from csip.types import TableRef
 from storage_schemas import TABLES
@@ -41,6 +44,7 @@ OLDER_THAN = timedelta(days=7)
 """As long as Lance itself leaves files that no version names."""
 
 _SLACK = timedelta(seconds=1)
+_OF_TRACKLETS = ("crops", "skeletons")
 
 
 @dataclass(slots=True)
@@ -72,6 +76,8 @@ class Collected:
 
     Attributes:
         dropped: snapshots.
+        moved: snapshots that pin newer versions now, with the same rows of theirs, see `csip.maintenance.moving`.
+        extractions: of videos that no snapshot shows any more: a build would do them again.
         tables: table -> work, where there was any.
         files: beside the tables, by their path from the store, and their bytes.
         bytes: that are free again.
@@ -79,6 +85,8 @@ class Collected:
     """
 
     dropped: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    extractions: int = 0
     tables: dict[str, TableWork] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
@@ -98,11 +106,19 @@ class _Plan:
 
 
 def collect(
-    store: str, *, dry_run: bool, drop: Sequence[str] = (), force: bool = False, older_than: timedelta = OLDER_THAN
+    store: str,
+    *,
+    dry_run: bool,
+    drop: Sequence[str] = (),
+    force: bool = False,
+    older_than: timedelta = OLDER_THAN,
+    detections: bool = False,
 ) -> Collected:
     """Drop snapshots, delete rows that nothing needs, merge small files, clean up old versions and lost files.
 
     What a snapshot named that is dropped now stays for `older_than`, for those who read it; a later gc frees it.
+    Extractions that no snapshot shows then give back tracklets, crops and skeletons. Their raw detections, which cost
+    the pose model's time and are a tenth of the bytes, go only if that is asked for.
 
     Args:
         store: the store's folder.
@@ -110,6 +126,7 @@ def collect(
         drop: names of snapshots; their rows in `snapshots` go, and the tags that protect their versions.
         force: drop snapshots that runs were made from, too; the runs stay, but cannot be done again.
         older_than: how long a thing must have been out of use.
+        detections: delete the raw detections, too, that no snapshot and no extraction needs.
 
     Raises:
         StoreError: no such store or snapshot; runs were made from a snapshot; or the store cannot be written.
@@ -119,26 +136,29 @@ def collect(
     known, runs = published(store), tables.find_runs(store, "true")
     for name in drop:
         _may_go(store, name, runs, force=force)
-    done = Collected(tuple(sorted(set(drop))))
     kept = {name: row for name, row in known.items() if name not in drop}
     recent, alone = published_since(store, since), not older_than
-    used = used_generations(list((kept if alone else known).values()), runs)
-    needed = recent.only(kept) if alone else recent
-    needless = unneeded_rows(store, needed, used, since, alone=alone, left=done.left)
-    named = versions_of_runs(runs)
-    plans = {name: _plan(store, name, named.get(name, set()), recent, set(kept), since) for name in TABLES}
-    for name in (*needless, *(["snapshots"] if drop else [])):
-        # Rows that are deleted change the fragments that were to be merged.
-        plans[name] = replace(plans[name], fragments=(), fragment_bytes=0)
-    lost = _lost_files(store, runs, now, older_than, done.left)
+    search = Search(store, recent.only(kept) if alone else recent, runs, since, alone=alone)
+    needless = search(detections=detections)
+    newest = Newest(search.staying, search.gone_detections)
+    moves, fixed = find_moves(store, kept, runs, newest, None if alone else since)
+    done = Collected(tuple(sorted(set(drop))), tuple(moves), needless.extractions, left=[*search.left, *fixed])
+    changed = {*needless.rows, *(["snapshots"] if drop or moves else []), *(["runs"] if needless.done or moves else [])}
+    plans = _plan_all(store, versions_of_runs(runs), recent, set(kept), since, changed)
+    lost = lost_files(store, runs, now, older_than, done.left)
     if not dry_run:
         # A reader sees a snapshot as long as its row is there: that goes first, and at once.
         for name in done.dropped:
             tables.delete(store, "snapshots", f"name = {quote(name)}")
-    for name, plan in plans.items():
-        work = _carry_out(store, name, plan, needless.get(name), done.left, dry_run=dry_run)
-        if work != TableWork():
-            done.tables[name] = work
+        if not alone and search.used_meanwhile():
+            done.left.append("what no snapshot used: another process has come to use some of it meanwhile.")
+            needless, done.moved, done.extractions = Needless(), (), 0
+        if needless.done:
+            tables.record_runs(store, give_back(needless.done))
+    if not _carry_out_all(store, plans, needless, done, dry_run=dry_run):
+        done.moved = ()  # the rows that they are to leave behind are still there
+    for name in done.moved if not dry_run else ():
+        move(store, kept[name])
     for path in lost:
         done.files[path.relative_to(store).as_posix()] = path.stat().st_size
         if not dry_run:
@@ -158,6 +178,21 @@ def _may_go(store: str, name: str, runs: Sequence[RunRecord], *, force: bool) ->
         )
 
 
+def _plan_all(
+    store: str,
+    named: Mapping[str, set[int]],
+    recent: Published,
+    kept: set[str],
+    since: datetime,
+    changed: Collection[str],
+) -> dict[str, _Plan]:
+    plans = {name: _plan(store, name, named.get(name, set()), recent, kept, since) for name in TABLES}
+    for name in changed:
+        # Rows that are deleted or written again change the fragments that were to be merged.
+        plans[name] = replace(plans[name], fragments=(), fragment_bytes=0)
+    return plans
+
+
 def _plan(store: str, name: str, named: set[int], recent: Published, kept: set[str], since: datetime) -> _Plan:
     """Settle what is to be done to a table before anything is changed, so that a dry run tells the same."""
     versions = tables.list_versions(store, name)
@@ -175,6 +210,21 @@ def _plan(store: str, name: str, named: set[int], recent: Published, kept: set[s
         leave |= set(tables.extent(TableRef(ref.uri, version)).fragments)
     merged = tables.plan_compaction(ref, leave) if len(set(newest) - leave) else []
     return _Plan(ref, gone, frozenset(leave), tuple(merged), sum(newest[one] for one in merged), tuple(sorted(old)))
+
+
+def _carry_out_all(
+    store: str, plans: Mapping[str, _Plan], needless: Needless, done: Collected, *, dry_run: bool
+) -> bool:
+    """Do what there is to do, table by table; tell whether all tracklets went that had to go."""
+    late = False
+    for name, plan in plans.items():
+        # Where tracklets have to stay, what they stand on stays with them.
+        rows = None if late and name in _OF_TRACKLETS else needless.rows.get(name)
+        work = _carry_out(store, name, plan, rows, done.left, dry_run=dry_run)
+        late |= name == "tracklets" and rows is not None and not work.rows
+        if work != TableWork():
+            done.tables[name] = work
+    return not late
 
 
 def _carry_out(
@@ -197,23 +247,3 @@ def _carry_out(
             left.append(busy.format("small files"))
     work.versions, work.files, work.bytes = tables.clean_up(store, name, plan.versions, dry_run=dry_run)
     return work
-
-
-def _lost_files(
-    store: str, runs: Sequence[RunRecord], now: datetime, older_than: timedelta, left: list[str]
-) -> list[Path]:
-    """List the files beside the tables that can go: unfinished ones and states of trainings, long untouched."""
-    lost, finished, young = [], [], []
-    for path, _ in unnamed_files(store, runs):
-        if path.suffix not in (".part", ".state"):
-            finished.append(path)
-        elif age(path, now) >= older_than.total_seconds():
-            lost.append(path)
-        else:
-            young.append(path)
-    if young:
-        left.append(f"{len(young)} unfinished files or states of trainings were written lately.")
-    if finished:
-        told = shorten([path.name for path in finished])
-        left.append(f"{len(finished)} files that no run names, but which are whole: {told}. Remove them by hand.")
-    return lost

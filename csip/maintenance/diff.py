@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from csip import tables
-from csip.maintenance.keys import Numbers, UIntArray, join, pack
+from csip.maintenance.keys import Numbers, UIntArray, brief, join, pack
 from csip.maintenance.snapshots import extractions, generations, published
 from csip.tables import RunRecord, quote, table_uri
 from csip.types import TableRef
@@ -98,11 +98,17 @@ def diff_rows(store: str, a: Mapping[str, Any], b: Mapping[str, Any], runs: Sequ
     """Compare two rows of `snapshots`, decoded, whether they are published or not; raises as `diff` does."""
     both = [_Side(store, row, runs) for row in (a, b)]
     return Diff(
-        settings=_differing(*(_flat(side.row["config"]) for side in both)),
+        settings=_differing(*map(_flat, _comparable(a["config"], b["config"]))),
         counts=_differing(*(_flat(side.row["counts"]) for side in both)),
         roles={name: (x or 0, y or 0) for name, (x, y) in _differing(*(side.roles() for side in both)).items()},
         tables={name: _diff_table(name, *both) for name in _KEYS if any(name in s.row["tables"] for s in both)},
     )
+
+
+def _comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Leave the digests of the extraction out of two configs where one was published before they were recorded."""
+    both = "digests" in a and "digests" in b
+    return [{name: value for name, value in one.items() if name != "digests" or both} for one in (a, b)]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -228,5 +234,5 @@ def _names(keys: UIntArray, numbers: Numbers, counts: int) -> tuple[str, ...]:
     out = []
     for name, rest in heapq.nsmallest(MOST_NAMES, pairs):
         frames = {0: [], 1: [rest], 2: [rest >> 10, rest & 1023]}[counts]
-        out.append(" ".join([*(one[:12] if len(one) == 64 else one for one in name), *map(str, frames)]))
+        out.append(" ".join([*map(brief, name), *map(str, frames)]))
     return tuple(out)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from csip import tables
@@ -18,7 +18,13 @@ from csip.types import TableRef
 from storage_schemas import TABLES
 
 
-def check_runs(store: str, runs: Sequence[RunRecord], known: Collection[str]) -> list[Finding]:
+def tell_damage(damaged: Mapping[str, str]) -> str:
+    """Say what is wrong with data files of a version: name -> what."""
+    told = shorten([f"{name} ({why})" for name, why in damaged.items()])
+    return f"{len(damaged)} data files cannot be read: {told}. Restore them from a copy, or build into a new store."
+
+
+def check_runs(store: str, runs: Sequence[RunRecord], known: Collection[str], opened: dict[str, str]) -> list[Finding]:
     """Look whether the table versions and files that runs left are as they were.
 
     A store may have been moved since: what is not where a run wrote it is looked for by its name in this one.
@@ -27,19 +33,21 @@ def check_runs(store: str, runs: Sequence[RunRecord], known: Collection[str]) ->
         store: the store's folder.
         runs: all there are.
         known: names of the published snapshots.
+        opened: as for `tables.damaged_files`.
     """
     found = []
-    opened: dict[TableRef, bool] = {}
+    versions: dict[TableRef, str] = {}
     hashed: dict[Path, str] = {}
     for run in runs:
         who = f"run {run.run_id} ({run.stage})"
         for one in references(run.outputs, TABLE):
             name = Path(one["uri"]).stem
             ref = TableRef(table_uri(store, name), one["version"])
-            if ref not in opened:
-                opened[ref] = name in TABLES and tables.exists(ref)
-            if not opened[ref]:
-                found.append(Finding("fault", "", who, f"found no {name}@{one['version']}, which it left."))
+            if ref not in versions:
+                versions[ref] = _damage(ref, opened) if name in TABLES else "CSIP knows no such table."
+            if versions[ref]:
+                told = f"{name}@{one['version']}, which it left: {versions[ref]}"
+                found.append(Finding("fault", "", who, told))
         for one in references(run.outputs, FILE):
             path = find_file(store, one["path"])
             if path not in hashed:
@@ -50,6 +58,14 @@ def check_runs(store: str, runs: Sequence[RunRecord], known: Collection[str]) ->
         for name in sorted(set(snapshots_in(run.outputs)) - set(known)):
             found.append(Finding("leftover", "", who, f"the snapshot {name} that it published is not there any more."))
     return found
+
+
+def _damage(ref: TableRef, opened: dict[str, str]) -> str:
+    try:
+        damaged = tables.damaged_files(ref, opened)
+    except StoreError as error:
+        return str(error)
+    return tell_damage(damaged) if damaged else ""
 
 
 def find_file(store: str, path: str) -> Path:
@@ -63,16 +79,25 @@ def _sha(path: Path) -> str:
     return digest_file(path) if path.is_file() else ""
 
 
-def find_leftovers(store: str, runs: Sequence[RunRecord], known: Collection[str]) -> list[Finding]:
-    """List what nothing names: files, rows, tags."""
+def find_leftovers(
+    store: str, runs: Sequence[RunRecord], known: Collection[str], newest: Mapping[str, TableRef]
+) -> list[Finding]:
+    """List what nothing names: files, rows, tags.
+
+    Args:
+        store: the store's folder.
+        runs: all there are.
+        known: names of the published snapshots.
+        newest: table -> its newest version, of those that can be read.
+    """
     found = []
     for path, why in unnamed_files(store, runs):
         found.append(Finding("leftover", "", str(path.relative_to(store)), f"{why}, {path.stat().st_size} bytes."))
     run_ids = {run.run_id for run in runs}
     owners = {"results": ("run_id", run_ids), "metrics": ("run_id", run_ids), "splits": ("dataset", set(known))}
-    for table in TABLES:
+    for table, ref in newest.items():
         try:
-            found += _leftover_rows(store, table, *owners[table]) if table in owners else ()
+            found += _leftover_rows(table, ref, *owners[table]) if table in owners else ()
             stale = sorted(stale_tags(store, table, known))
         except StoreError as error:
             found.append(Finding("fault", "", table, str(error)))
@@ -83,8 +108,8 @@ def find_leftovers(store: str, runs: Sequence[RunRecord], known: Collection[str]
     return found
 
 
-def _leftover_rows(store: str, table: str, column: str, names: Collection[str]) -> Iterator[Finding]:
-    counts = count_by(tables.current(store, table), column)
+def _leftover_rows(table: str, ref: TableRef, column: str, names: Collection[str]) -> Iterator[Finding]:
+    counts = count_by(ref, column)
     strange = sorted(set(counts) - set(names))
     if strange:
         told = "no recorded run" if column == "run_id" else "no published snapshot"
@@ -126,3 +151,23 @@ def unnamed_files(store: str, runs: Sequence[RunRecord]) -> Iterator[tuple[Path,
 def age(path: Path, now: datetime) -> float:
     """Tell how long ago a file was last written, seconds."""
     return (now - datetime.fromtimestamp(path.stat().st_mtime, UTC)).total_seconds()
+
+
+def lost_files(
+    store: str, runs: Sequence[RunRecord], now: datetime, older_than: timedelta, left: list[str]
+) -> list[Path]:
+    """List the files beside the tables that can go: unfinished ones and states of trainings, long untouched."""
+    lost, finished, young = [], [], []
+    for path, _ in unnamed_files(store, runs):
+        if path.suffix not in (".part", ".state"):
+            finished.append(path)
+        elif age(path, now) >= older_than.total_seconds():
+            lost.append(path)
+        else:
+            young.append(path)
+    if young:
+        left.append(f"{len(young)} unfinished files or states of trainings were written lately.")
+    if finished:
+        told = shorten([path.name for path in finished])
+        left.append(f"{len(finished)} files that no run names, but which are whole: {told}. Remove them by hand.")
+    return lost

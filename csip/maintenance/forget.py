@@ -3,11 +3,13 @@
 The plan is written to `runs` first, and its names leave that table last. In between, each step looks what is left to
 do, in an order in which a kill never leaves a snapshot without its versions:
 
-1. rows leave the newest versions, dependants first, in commits that do not say which rows;
-2. files that show the person are deleted;
-3. the newest versions are written anew where rows are deleted;
-4. all snapshots are published again under their names, on these versions; runs name these versions, too;
-5. every other version of these tables goes, with its files.
+1. all tables are closed to everybody else (`csip.store.closing`), and stay so after a kill;
+2. rows leave the newest versions, dependants first, in commits that do not say which rows;
+3. files that show the person are deleted;
+4. the newest versions are written anew where rows are deleted;
+5. all snapshots are published again under their names, on these versions; runs name these versions, too;
+6. every other version of these tables goes, with its files, and with those that no version names;
+7. the tables are opened.
 
 What a network has learned cannot be taken out of it: checkpoints stay, and are told.
 """
@@ -18,26 +20,29 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from csip import tables
-from csip.errors import StoreError
+from csip.errors import StoreBusyError, StoreError
 from csip.maintenance.forget_plan import BY_TRACKLET, Plan, Selector, make_plan
+from csip.maintenance.forget_scrub import Scrub
 from csip.maintenance.forget_traces import FORGOTTEN, doomed_detections
 from csip.maintenance.snapshots import published
 from csip.plain import from_plain, to_plain
-from csip.references import FILE, TABLE
 from csip.source import git_commit
 from csip.tables import RunRecord, table_uri
 from csip.types import Snapshot
 
 __all__ = ["FORGOTTEN", "Plan", "Selector", "finish", "forget", "forgotten", "forgotten_on", "look_up"]
 
+YOUNG_SECONDS = 120.0
+"""So old is a data file that no version names when nobody is taken to be writing it any more."""
+
 _STAGE = "forget"
 _STARTED, _DONE = "started", "done"
 _WITH_ROWS = ("videos", "detections", *BY_TRACKLET)
+_ALL = ("runs", *(name for name in tables.TABLES if name != "runs"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,11 @@ class _Journal:
 
     run: RunRecord
     plan: Plan
+
+    @property
+    def name(self) -> str:
+        """What others are told of it while they may not write."""
+        return f"run {self.run.run_id}, begun {self.run.started}"
 
 
 def forgotten(store: str) -> frozenset[str]:
@@ -67,11 +77,11 @@ def look_up(store: str, selector: Selector) -> Plan | None:
     Raises:
         StoreError: nobody of that name; another `csip forget` was not finished; or the store cannot be read.
     """
-    begun = _begun(store)
-    if begun:
+    unfinished = [one.name for one in _begun(store)] or [name for name in [tables.closed_by(store)] if name]
+    if unfinished:
         raise StoreError(
-            f"Store {store}: a `csip forget` that began {begun[0].run.started} was not finished. Run it, or any other, "
-            "without --dry-run: that finishes it first."
+            f"Store {store}: a `csip forget` ({unfinished[0]}) was not finished, or has not ended yet. If it was "
+            "killed, run it, or any other, without --dry-run: that finishes it first."
         )
     before = forgotten_on(store, selector)
     try:
@@ -84,13 +94,19 @@ def look_up(store: str, selector: Selector) -> Plan | None:
 
 
 def finish(store: str) -> list[Plan]:
-    """Complete what was begun and killed."""
-    begun = _begun(store)
-    for one in begun:
-        _carry_out(store, one)
-    if not begun and _runs(store):  # killed at the very last step, perhaps
-        _rewrite(store, "runs")
-        _purge(store, "runs")
+    """Complete what was begun and killed.
+
+    Raises:
+        StoreBusyError: it was not killed, or somebody else works on the store.
+        StoreError: what was begun cannot be read, or the store cannot be written.
+    """
+    begun, closed_by = _begun(store), tables.closed_by(store)
+    if closed_by and closed_by not in [one.name for one in begun]:  # killed at the very last step
+        with tables.alone(store, closed_by):
+            _end(store)
+    for one in sorted(begun, key=lambda one: one.name != closed_by):
+        with tables.alone(store, one.name):
+            _carry_out(store, one)
     return [one.plan for one in begun]
 
 
@@ -98,7 +114,8 @@ def forget(store: str, plan: Plan) -> None:
     """Do what a plan says; after a kill, `finish` goes on.
 
     Raises:
-        StoreError: another process writes, or the store cannot be written.
+        StoreBusyError: somebody else works on the store, or writes to it.
+        StoreError: the store cannot be written.
     """
     run = RunRecord(
         run_id=uuid.uuid4().hex[:12],
@@ -115,8 +132,27 @@ def forget(store: str, plan: Plan) -> None:
         started=tables.now(),
         seconds=0.0,
     )
-    tables.record_run(store, run)
-    _carry_out(store, _Journal(run, plan))
+    journal = _Journal(run, plan)
+    with tables.alone(store, journal.name):
+        _refuse_writers(store)
+        tables.record_run(store, run)
+        _carry_out(store, journal)
+
+
+def _refuse_writers(store: str) -> None:
+    """Refuse to begin while somebody seems to write who is not at work on this machine.
+
+    Raises:
+        StoreBusyError: a data file is young, and no version names it.
+    """
+    found = tables.young_file(store, YOUNG_SECONDS)
+    if found is not None:
+        path, age = found
+        raise StoreBusyError(
+            f"{path}: was written {age:.0f} s ago, and no version of its table names it: somebody writes, perhaps on "
+            "another machine, or was killed just now. Nothing was changed. Stop builds and trainings on this store, "
+            f"and run the same command again in {max(YOUNG_SECONDS - age, 1):.0f} s."
+        )
 
 
 def _runs(store: str) -> list[RunRecord]:
@@ -125,27 +161,53 @@ def _runs(store: str) -> list[RunRecord]:
 
 def _begun(store: str) -> list[_Journal]:
     begun = [run for run in _runs(store) if run.counts.get("status") == _STARTED]
-    return [_Journal(run, from_plain(Plan, run.config["plan"])) for run in begun]
+    return [_read_journal(store, run) for run in begun]
+
+
+def _read_journal(store: str, run: RunRecord) -> _Journal:
+    try:
+        return _Journal(run, from_plain(Plan, run.config.get("plan")))
+    except ValueError as error:
+        raise StoreError(
+            f"Store {store}, run {run.run_id}: its plan cannot be read ({error}). Expected what a `csip forget` wrote "
+            "down that was not finished; finish it with the CSIP version that began it."
+        ) from error
 
 
 def _carry_out(store: str, journal: _Journal) -> None:
     plan = journal.plan
+    doomed = [_doomed_file(store, name) for name in plan.files]  # all are looked at before anything is changed
+    for name in _ALL:
+        tables.close_table(store, name)
     _delete_rows(store, plan)
-    for name in plan.files:
-        Path(store, name).unlink(missing_ok=True)
-    for name in _WITH_ROWS:
-        _rewrite(store, name)
-    versions = {name: tables.current(store, name).version for name in _WITH_ROWS}
+    for path in doomed:
+        path.unlink(missing_ok=True)
+    versions = {name: _rewrite(store, name) for name in _WITH_ROWS}
     _publish_again(store, plan, versions)
     _change_runs(store, journal, versions)
-    _rewrite(store, "snapshots")
-    for name in (*_WITH_ROWS, "snapshots"):
-        _purge(store, name)
+    for name, version in (versions | {"snapshots": _rewrite(store, "snapshots")}).items():
+        _purge(store, name, version)
     config = {"kind": plan.kind, "sha256": list(plan.shas)}
     counts = {"status": _DONE, "rows": dict(plan.rows), "files": len(plan.files), "trained": len(plan.trained)}
     tables.record_run(store, replace(journal.run, config=config, counts=counts))
-    _rewrite(store, "runs")
-    _purge(store, "runs")
+    _end(store)
+
+
+def _end(store: str) -> None:
+    """Remove the versions of `runs` that have the plan, and open the tables; by `runs` they are known to be closed."""
+    _purge(store, "runs", _rewrite(store, "runs"))
+    for name in reversed(_ALL):
+        tables.open_table(store, name)
+
+
+def _doomed_file(store: str, name: str) -> Path:
+    """Give a file that a journal names, which may be forged as all else in a store.
+
+    Raises:
+        StoreError: it could be anything but a file in one of the store's folders.
+    """
+    kind, _, own = name.partition("/")
+    return tables.inside(store, kind, own)
 
 
 def _delete_rows(store: str, plan: Plan) -> None:
@@ -165,13 +227,18 @@ def _delete_rows(store: str, plan: Plan) -> None:
             tables.upsert(store, "videos", tables.from_rows("videos", [row]))
 
 
-def _rewrite(store: str, name: str) -> None:
-    """Write a table's newest version so that no file of it holds a deleted row."""
+def _rewrite(store: str, name: str) -> int:
+    """Write a table's newest version so that no file of it holds a deleted row, and seal it; give its number."""
     if not tables.compact(tables.current(store, name), (), deleted_share=0.0):
-        raise StoreError(
-            f"{table_uri(store, name)}: another process was writing. `csip forget` needs the store for itself: stop "
-            "builds and trainings, and run the same command again."
-        )
+        raise _disturbed(store, name)
+    return tables.seal(store, name)
+
+
+def _disturbed(store: str, name: str) -> StoreError:
+    return StoreError(
+        f"{table_uri(store, name)}: another process was writing. `csip forget` needs the store for itself: stop builds "
+        "and trainings, and run the same command again."
+    )
 
 
 def _publish_again(store: str, plan: Plan, versions: Mapping[str, int]) -> None:
@@ -188,58 +255,25 @@ def _publish_again(store: str, plan: Plan, versions: Mapping[str, int]) -> None:
 
 def _change_runs(store: str, journal: _Journal, versions: Mapping[str, int]) -> None:
     """Take what is personal out of the runs, and let them name the versions that stay, in one commit."""
-    plan, changed = journal.plan, []
-    names = frozenset(plan.tracklets)
-    scrub = _Scrub(names, plan, versions)
-    for run in tables.find_runs(store, "true"):
-        if run.run_id == journal.run.run_id:
-            continue
-        parts = {one: scrub(getattr(run, one)) for one in ("inputs", "outputs", "config")}
-        new = replace(run, **parts, counts=scrub(plan.runs.get(run.run_id, run.counts)))
-        if new != run:
-            changed.append(new)
+    scrub = Scrub(journal.plan, versions)
+    runs = [run for run in tables.find_runs(store, "true") if run.run_id != journal.run.run_id]
+    changed = [new for run, new in zip(runs, map(scrub, runs), strict=True) if new != run]
     if changed:
         tables.record_runs(store, changed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scrub:
-    """Copies plain values without what is personal in them."""
+def _purge(store: str, name: str, newest: int) -> None:
+    """Remove all but a table's newest version, whatever tags protect them, and all files that it does not name.
 
-    names: frozenset[str]
-    plan: Plan
-    versions: Mapping[str, int]
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self(one) for one in value]
-        if isinstance(value, str):
-            return self._text(value)
-        if not isinstance(value, Mapping):
-            return value
-        if set(value) == TABLE and Path(value["uri"]).stem in self.versions:
-            return {"uri": value["uri"], "version": self.versions[Path(value["uri"]).stem]}
-        if set(value) == FILE and "/".join(Path(value["path"]).parts[-2:]) in self.plan.files:
-            return {FORGOTTEN: value["sha256"]}
-        if value.get("video_sha") in self.plan.videos:
-            value = dict(value) | {name: "" for name in ("path", "camera") if name in value}
-        return {self._text(key): self(one) for key, one in value.items()}
-
-    def _text(self, text: str) -> str:
-        if text in self.names:
-            return ""
-        for path in self.plan.paths:
-            if text.rpartition("/")[2] == Path(path).name:
-                return ""
-            text = text.replace(path, "")
-        return text
-
-
-def _purge(store: str, name: str) -> None:
-    """Remove all but a table's newest version, whatever tags protect them, and all files that it does not name."""
-    newest = tables.current(store, name)
+    Raises:
+        StoreError: another version came meanwhile, or one was left.
+    """
+    if tables.current(store, name).version != newest:
+        raise _disturbed(store, name)
     for tag, (version, _) in tables.list_tags(store, name).items():
-        if version != newest.version:
+        if version != newest:
             tables.untag(store, name, tag)
-    old = [version for version in tables.list_versions(store, name) if version != newest.version]
+    old = [version for version in tables.list_versions(store, name) if version != newest]
     tables.clean_up(store, name, old, dry_run=False, alone=True)
+    if list(tables.list_versions(store, name)) != [newest]:
+        raise _disturbed(store, name)

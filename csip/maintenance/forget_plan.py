@@ -5,24 +5,25 @@ A plan is all that is needed to go on after a kill, when the rows that told whom
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from csip import tables
 from csip.errors import StoreError
 from csip.files import digest_file
 from csip.maintenance.diff import diff_rows
+from csip.maintenance.forget_counts import Gone, run_counts, snapshot_counts
 from csip.maintenance.forget_traces import (
     Tracklets,
     doomed_detections,
+    dropped_with,
     files_of,
     paths_of,
     read_parts,
-    run_counts,
-    snapshot_counts,
     snapshots_with,
     tracklet_rows,
 )
@@ -118,11 +119,15 @@ def make_plan(store: str, selector: Selector) -> Plan:
     counts = {name: _count(store, name, chosen) for name in BY_TRACKLET}
     boxes = doomed_detections(store, chosen, videos, runs, rows)
     counts |= {"detections": len(boxes), "videos": len(videos)}
-    detected = Counter(zip(*(boxes[name].to_pylist() for name in ("video_sha", "detect_digest")), strict=True))
-    gone = {name: rows[name] for name in chosen if name in rows}
-    had = snapshots_with(store, known, runs, gone, videos)
-    changed = {name: snapshot_counts(store, known[name], runs, gone, videos, detected) for name in had}
-    files, trained, notes = files_of(store, runs, had)
+    gone = Gone(
+        tracklets={name: rows[name] for name in chosen if name in rows},
+        frames=_frames_of(store, chosen),
+        videos=videos,
+        detections=_by_pass(boxes),
+    )
+    had = snapshots_with(store, known, runs, gone.tracklets, videos)
+    changed = {name: snapshot_counts(store, known[name], runs, gone) for name in had}
+    files, trained, notes = files_of(store, runs, [*had, *dropped_with(runs, known, gone.tracklets, videos)])
     return Plan(
         kind=selector.kind,
         shas=selector.shas,
@@ -133,8 +138,8 @@ def make_plan(store: str, selector: Selector) -> Plan:
         files=files,
         trained=trained,
         snapshots=changed,
-        runs=run_counts(runs, gone, videos, detected),
-        notes=(*_notes(store, selector, known, gone), *notes),
+        runs=run_counts(runs, gone),
+        notes=(*_notes(store, selector, known, gone.tracklets), *notes),
     )
 
 
@@ -189,9 +194,11 @@ def _check_movable(store: str, known: Mapping[str, Mapping[str, Any]], runs: Seq
     """Check that the newest versions still have all rows of every snapshot, as they were published.
 
     Raises:
-        StoreError: they have not: the snapshot could not be published without the versions that have to go.
+        StoreError: they have not: the snapshot could not be published without the versions that have to go; or its row
+            was not written by CSIP.
     """
     for name, row in known.items():
+        tables.check_row(store, row)  # it will be published again, which must not fail half-way
         moved = {table: tables.current(store, table).version for table in row["tables"]}
         if moved == row["tables"]:
             continue
@@ -208,6 +215,25 @@ def _check_movable(store: str, known: Mapping[str, Mapping[str, Any]], runs: Seq
 
 def _count(store: str, name: str, tracklets: Collection[str]) -> int:
     return sum(len(some) for some in tables.stream_tracklets(tables.current(store, name), tracklets, []))
+
+
+def _frames_of(store: str, tracklets: Collection[str]) -> dict[str, list[int]]:
+    """Read which frames have a crop of each tracklet, ascending."""
+    out: dict[str, list[int]] = {}
+    for batch in tables.stream_tracklets(tables.current(store, "crops"), tracklets, ["frame_index"]):
+        for name, frame in zip(*(batch.column(i).to_pylist() for i in range(2)), strict=True):
+            out.setdefault(name, []).append(frame)
+    return {name: sorted(frames) for name, frames in out.items()}
+
+
+def _by_pass(boxes: pa.Table) -> dict[tuple[str, str], list[int]]:
+    """Sort keys of detections by what made them: video_sha, detect_digest -> frames, ascending."""
+    out: dict[tuple[str, str], list[int]] = {}
+    for sha, by, frame in zip(
+        *(boxes[n].to_pylist() for n in ("video_sha", "detect_digest", "frame_index")), strict=True
+    ):
+        out.setdefault((sha, by), []).append(frame)
+    return {pair: sorted(frames) for pair, frames in out.items()}
 
 
 def _notes(store: str, selector: Selector, known: Mapping[str, Any], gone: Tracklets) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a person or a video shows: detections, snapshots, runs and files; and what is counted without them.
+"""Where a person or a video shows: detections, snapshots, runs and files.
 
 `gone` are the tracklets that go, by name: their video_sha, track_digest, num_frames and pid.
 """
@@ -14,8 +14,8 @@ import pyarrow as pa
 from csip import tables
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import references, snapshots_in
-from csip.maintenance.snapshots import extractions, generations
-from csip.references import FILE
+from csip.maintenance.snapshots import generations
+from csip.references import FILE, once_each, things_in
 from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
 
@@ -97,12 +97,32 @@ def snapshots_with(
     out = []
     for name, row in known.items():
         parts = set(read_parts(store, row)["tracklet_id"].to_pylist())
-        if _own(row, runs, gone) or parts & set(gone) or set(videos) & set(row["videos"]):
+        if own_tracklets(row, runs, gone) or parts & set(gone) or set(videos) & set(row["videos"]):
             out.append(name)
     return out
 
 
-def _own(row: Mapping[str, Any], runs: Sequence[RunRecord], gone: Tracklets) -> dict[str, Mapping[str, Any]]:
+def dropped_with(
+    runs: Sequence[RunRecord], known: Collection[str], gone: Tracklets, videos: Sequence[str]
+) -> list[str]:
+    """Name the snapshots that are published no more and that may have shown some tracklets or videos.
+
+    Their rows cannot be looked at any more; runs tell which data set or videos they were of.
+    """
+    shas = {*videos, *(row["video_sha"] for row in gone.values())} - {""}
+    digests = {row["track_digest"] for row in gone.values()}
+    out = set()
+    for run in runs:
+        things = list(once_each(things_in([run.inputs, run.outputs])))
+        of_videos = {thing.name for thing in things if thing.kind == "video"} & shas
+        for one in (thing for thing in things if thing.kind == "snapshot" and thing.name not in known):
+            if one.facts["digest"] in digests or (of_videos and run.stage == "publish"):
+                out.add(one.name)
+    return sorted(out)
+
+
+def own_tracklets(row: Mapping[str, Any], runs: Sequence[RunRecord], gone: Tracklets) -> Tracklets:
+    """Give those of some tracklets that a snapshot publishes."""
     mine, videos = generations(row, runs), {"", *row["videos"]}
     return {n: one for n, one in gone.items() if one["track_digest"] in mine and one["video_sha"] in videos}
 
@@ -115,91 +135,27 @@ def read_parts(store: str, row: Mapping[str, Any]) -> pa.Table:
     return tables.read(ref, ["pid", "role"], f"dataset = {quote(row['name'])}")
 
 
-def snapshot_counts(
-    store: str,
-    row: Mapping[str, Any],
-    runs: Sequence[RunRecord],
-    gone: Tracklets,
-    videos: Sequence[str],
-    detected: Mapping[tuple[str, str], int],
-) -> dict[str, Any]:
-    """Give what a snapshot counts without some tracklets and videos."""
-    counts, made, own = dict(row["counts"]), extractions(row, runs), _own(row, runs, gone)
-    left_out = [sha for sha in row["videos"] if sha in videos]
-    behind = {(sha, run.outputs["detect_digest"]) for sha, run in made.items()}
-    fewer = {
-        "tracklets": len(own),
-        ("crops" if "crops" in counts else "frames"): sum(one["num_frames"] for one in own.values()),
-        "detections": sum(number for pair, number in detected.items() if pair in behind),
-        "videos": len(left_out),
-    }
-    if row["videos"]:
-        fewer["frames"] = sum(made[sha].counts["frames"] for sha in left_out if sha in made)
-    fewer |= _fewer_parts(store, row, gone)
-    for name, number in fewer.items():
-        if isinstance(counts.get(name), int):
-            counts[name] = max(0, counts[name] - number)
-    before = counts.get(FORGOTTEN, {}).get("tracklets", 0)
-    return counts | {FORGOTTEN: {"tracklets": before + len(own), "when": tables.now()[:10]}}
-
-
-def _fewer_parts(store: str, row: Mapping[str, Any], gone: Tracklets) -> dict[str, int]:
-    """Count the people and parts that leave; as a snapshot does, under the first protocol and split."""
-    table = read_parts(store, row)
-    named = list(zip(*(table[n].to_pylist() for n in ("protocol", "split", "tracklet_id", "pid", "role")), strict=True))
-    first = [one[2:] for one in named if one[:2] == named[0][:2]]
-    out: dict[str, int] = {}
-    left = [one for one in first if one[0] not in gone]
-    out["train_people"] = len(_people(first, "train")) - len(_people(left, "train"))
-    out["test_people"] = len(_tested(first)) - len(_tested(left))
-    for role in ("train", "query", "gallery"):
-        out[f"{role}_parts"] = sum(name in gone and one == role for name, _, one in first)
-    return out
-
-
-def _people(parts: Sequence[tuple[str, int, str]], role: str) -> set[int]:
-    return {pid for _, pid, one in parts if one == role}
-
-
-def _tested(parts: Sequence[tuple[str, int, str]]) -> set[int]:
-    return _people(parts, "query") | (_people(parts, "gallery") - {0})  # distractors are nobody
-
-
-def run_counts(
-    runs: Sequence[RunRecord], gone: Tracklets, videos: Sequence[str], detected: Mapping[tuple[str, str], int]
-) -> dict[str, dict[str, Any]]:
-    """Give what the runs that finished videos count without some tracklets and detections."""
-    out = {}
-    for run in (run for run in runs if run.stage == "track_video"):
-        sha, track = run.outputs["video_sha"], run.outputs["track_digest"]
-        mine = [row for row in gone.values() if (row["video_sha"], row["track_digest"]) == (sha, track)]
-        fewer = {
-            "tracklets": len(mine),
-            "crops": sum(row["num_frames"] for row in mine),
-            "detections": detected.get((sha, run.outputs["detect_digest"]), 0),
-        }
-        if any(fewer.values()) or sha in videos:
-            out[run.run_id] = dict(run.counts) | {name: run.counts.get(name, 0) - n for name, n in fewer.items()}
-    return out
-
-
 def paths_of(store: str, videos: Sequence[str], runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """List where some videos lay whenever they were read."""
     if not videos:
         return ()
     table = tables.read(tables.current(store, "videos"), ["path"])
     out = {p for sha, p in zip(*(table[n].to_pylist() for n in ("video_sha", "path")), strict=True) if sha in videos}
-    keys = frozenset({"video_sha", "path"})
     for run in runs:
-        out |= {one["path"] for one in _with_keys([run.inputs, run.outputs], keys) if one["video_sha"] in videos}
+        out |= {one for sha, some in video_paths([run.inputs, run.outputs]).items() if sha in videos for one in some}
     return tuple(sorted(out - {""}))
 
 
-def _with_keys(value: Any, keys: frozenset[str]) -> list[Mapping[str, Any]]:
-    if isinstance(value, Mapping):
-        here = [value] if keys <= set(value) else []
-        return here + [one for inner in value.values() for one in _with_keys(inner, keys)]
-    return [one for inner in value for one in _with_keys(inner, keys)] if isinstance(value, list) else []
+def video_paths(value: Any) -> dict[str, set[str]]:
+    """List where the videos lay that a run's inputs or outputs name: video_sha -> paths."""
+    out: dict[str, set[str]] = {}
+    if isinstance(value, Mapping) and {"video_sha", "path"} <= set(value):
+        out[value["video_sha"]] = {value["path"]}
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for one in inner:
+        for sha, paths in video_paths(one).items():
+            out.setdefault(sha, set()).update(paths)
+    return out
 
 
 def files_of(
@@ -216,13 +172,13 @@ def files_of(
         short = {sha[:12] for sha in kept.values()} if isinstance(kept, Mapping) else set()
         trained |= {p for p in (root / "checkpoints").glob("*-*") if p.stem.rpartition("-")[2] in short}
         for one in references(run.outputs, FILE):
-            # In this store, though it was copied, and the run's own path leads to another one.
-            path = root.joinpath(*Path(one["path"]).parts[-2:])
-            if path.is_file():
+            path = tables.known_file(store, one["path"])
+            if path is not None:
                 (trained if path.suffix == ".safetensors" else shown).add(path)
-    trained |= set((root / "checkpoints").glob("*.state"))
-    pages = [p for p in (root / "reports").glob("*") if p.is_file()]
-    shown |= {p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had}
+    trained |= set(tables.folder(store, "checkpoints").glob("*.state"))
+    pages = [p for p in tables.folder(store, "reports").glob("*") if p.is_file()]
+    pages = [p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had]
+    shown |= {tables.inside(store, "reports", path.name) for path in pages}
     exports = sorted(p.relative_to(root).as_posix() for p in root.glob("*.npz"))
     notes = [f"Exported rankings may hold this person: {shorten(exports)}. Remove them by hand."] if exports else []
     told = [tuple(sorted(path.relative_to(root).as_posix() for path in some)) for some in (shown, trained)]

@@ -107,6 +107,11 @@ def of_frames(number: npt.NDArray[np.int64], frame: npt.NDArray[np.int64]) -> UI
     return (number.astype(np.uint64) << np.uint64(FRAME_BITS)) | frame.astype(np.uint64)
 
 
+def brief(name: str) -> str:
+    """Write a digest by its first letters, and anything else as it is."""
+    return name[:12] if len(name) == 64 else name
+
+
 def shorten(names: Sequence[str], most: int = 3) -> str:
     """Name the first few of many."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""

@@ -25,8 +25,10 @@ class Look:
         row: of `snapshots`, decoded.
         runs: all of the store's.
         deep: look into the crops, too.
+        files: as for `tables.damaged_files`.
         found: so far.
         refs: the pinned versions that could be opened.
+        damaged: tables whose pinned version lacks files, so that it is not read.
         numbers: of tracklet_id; the first T are those of `tracklets`.
         tracklets: T rows, in the order of their numbers.
         crops: (N,) keys of tracklet and frame, sorted.
@@ -38,8 +40,10 @@ class Look:
     row: Mapping[str, Any]
     runs: Sequence[RunRecord]
     deep: bool
+    files: dict[str, str]
     found: list[Finding] = field(default_factory=list)
     refs: dict[str, TableRef] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)
     numbers: keys.Numbers = field(default_factory=keys.Numbers)
     tracklets: pa.Table = None
     crops: keys.UIntArray = field(default_factory=lambda: keys.join([]))

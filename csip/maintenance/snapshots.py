@@ -94,15 +94,36 @@ def _listed(store: str, row: Mapping[str, Any]) -> tuple[Listed, dict[_File, int
     return Listed(**told, protocols=protocols, problem=problem), files
 
 
+def recorded_digests(row: Mapping[str, Any]) -> dict[str, str]:
+    """Give the digests "detect" and "track" of a snapshot's extraction, as `publish` has recorded them.
+
+    Empty for benchmarks, and for what was published before they were recorded.
+    """
+    return dict(row["config"].get("digests", {}))
+
+
 def extractions(row: Mapping[str, Any], runs: Sequence[RunRecord]) -> dict[str, RunRecord]:
-    """Map each video of a snapshot to the finished run that gave it its tracklets: same settings, and earlier."""
+    """Map each video of a snapshot to the finished run that gave it its tracklets."""
+    return {run.outputs["video_sha"]: run for run in possible_extractions(row, runs)}
+
+
+def possible_extractions(row: Mapping[str, Any], runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """List the finished runs that may have given a snapshot its tracklets, of each video the likeliest last.
+
+    They are those of the recorded digests. Where none are recorded, they are those of the same settings that came
+    before: under other weights at the same path, or another EXTRACT_VERSION, there may be several of one video.
+    """
     videos = set(row["videos"])
-    earlier = [run for run in runs if run.stage == "track_video" and run.started <= row["created"]]
-    mine = [run for run in earlier if run.outputs["video_sha"] in videos]
+    mine = [run for run in runs if run.stage == "track_video" and run.outputs["video_sha"] in videos]
+    earlier = [run for run in mine if run.started <= row["created"]]
+    digests = recorded_digests(row)
+    if digests:
+        # Later ones too: another machine's clock may be ahead.
+        return [run for run in (*mine, *earlier) if run.outputs["track_digest"] == digests["track"]]
     # The same weights may have lain elsewhere when the video was extracted; the same place says more, if it is there.
-    found = [run for run in mine if _settings(run.config, path=False) == _settings(row["config"], path=False)]
-    exact = [run for run in mine if _settings(run.config, path=True) == _settings(row["config"], path=True)]
-    return {run.outputs["video_sha"]: run for run in (*found, *exact)}
+    found = [run for run in earlier if _settings(run.config, path=False) == _settings(row["config"], path=False)]
+    exact = [run for run in earlier if _settings(run.config, path=True) == _settings(row["config"], path=True)]
+    return [*found, *exact]
 
 
 def _settings(config: Any, *, path: bool) -> Any:
@@ -113,4 +134,6 @@ def _settings(config: Any, *, path: bool) -> Any:
 
 def generations(row: Mapping[str, Any], runs: Sequence[RunRecord]) -> set[str]:
     """List the track digests of a snapshot's own tracklets."""
-    return {row["digest"]} | {run.outputs["track_digest"] for run in extractions(row, runs).values()}
+    digests = recorded_digests(row)
+    own = {digests["track"]} if digests else {run.outputs["track_digest"] for run in extractions(row, runs).values()}
+    return {row["digest"], *own}

@@ -14,13 +14,14 @@ import numpy as np
 from csip import tables
 from csip.errors import StoreError
 from csip.maintenance import keys
-from csip.maintenance.embeddings import check_embeddings
-from csip.maintenance.files import check_runs, find_leftovers
+from csip.maintenance.files import check_runs, find_leftovers, tell_damage
 from csip.maintenance.findings import Finding
 from csip.maintenance.frames import check_crops, check_skeletons, check_tracklets
 from csip.maintenance.look import Look
+from csip.maintenance.newest import check_newest
 from csip.maintenance.snapshots import extractions, generations, published
 from csip.maintenance.values import odd_boxes, odd_keypoints
+from csip.maintenance.vectors import check_vectors
 from csip.references import things_in
 from csip.tables import table_uri
 from csip.types import TableRef
@@ -34,7 +35,7 @@ def verify(store: str, snapshots: Sequence[str] = (), *, deep: bool = False) -> 
 
     Args:
         store: the store's folder.
-        snapshots: look at these only, and neither at runs and embeddings nor for leftovers; empty: at all there is.
+        snapshots: look at these only, and at nothing else of the store; empty: at all there is.
         deep: also decode every crop, whether it is a whole picture of its kind.
 
     Returns:
@@ -43,17 +44,35 @@ def verify(store: str, snapshots: Sequence[str] = (), *, deep: bool = False) -> 
     Raises:
         StoreError: there is no such store or snapshot.
     """
+    files: dict[str, str] = {}
+    found = _check_memory(store, files)
+    if found:
+        return found
     rows = published(store, snapshots)
     runs = tables.find_runs(store, "true")
-    found = [finding for row in rows.values() for finding in _check_snapshot(Look(store, row, runs, deep))]
+    told: set[tuple[str, int]] = set()
+    for row in rows.values():
+        look = Look(store, row, runs, deep, files)
+        _check_snapshot(look)
+        found += look.found
+        faulty = {one.where for one in look.found if one.kind == "fault"}
+        told |= {(name, ref.version) for name, ref in look.refs.items() if name in faulty}
     if not snapshots:
-        found += check_runs(store, runs, set(rows))
-        found += check_embeddings(store, runs, rows)
-        found += find_leftovers(store, runs, set(rows))
+        newest = check_newest(store, files, told)
+        found += newest.found
+        found += check_runs(store, runs, set(rows), files)
+        found += check_vectors(store, newest.refs, files, runs, rows)
+        found += find_leftovers(store, runs, set(rows), newest.refs)
     return found
 
 
-def _check_snapshot(look: Look) -> list[Finding]:
+def _check_memory(store: str, files: dict[str, str]) -> list[Finding]:
+    """Look whether the tables that say what there is are whole: without them nothing more can be told."""
+    damaged = {name: tables.damaged_files(tables.current(store, name), files) for name in ("snapshots", "runs")}
+    return [Finding("fault", "", name, tell_damage(some)) for name, some in damaged.items() if some]
+
+
+def _check_snapshot(look: Look) -> None:
     _open(look)
     if _check(look, "tracklets", check_tracklets):
         _check(look, "crops", check_crops)
@@ -62,12 +81,11 @@ def _check_snapshot(look: Look) -> list[Finding]:
         _check(look, "videos", _check_videos)
         _check(look, "detections", _check_detections)
         _check_counts(look)
-    return look.found
 
 
 def _check(look: Look, name: str, check: Callable[[Look, TableRef], None]) -> bool:
     """Check one table, if the snapshot pins it; False where nothing more can be said of the others."""
-    if name not in look.refs:
+    if name not in look.refs or name in look.damaged:
         return False
     try:
         check(look, look.refs[name])
@@ -85,12 +103,15 @@ def _open(look: Look) -> None:
             continue
         ref = TableRef(table_uri(look.store, name), version)
         try:
-            tables.extent(ref)
+            damaged = tables.damaged_files(ref, look.files)
             tag = tables.list_tags(look.store, name).get(tables.snapshot_tag(look.row["name"]))
         except StoreError as error:
             look.say(name, str(error))
             continue
         look.refs[name] = ref
+        if damaged:
+            look.damaged.add(name)
+            look.say(name, tell_damage(damaged))
         if tag is None or tag[0] != version:
             told = "no tag" if tag is None else f"a tag on version {tag[0]}"
             look.say(name, f"found {told}, expected one that protects version {version} from clean-up.")

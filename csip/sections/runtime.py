@@ -41,7 +41,8 @@ class RuntimeConfig:
         save_seconds: a training writes down where it is this often, to be taken up from there.
         stop_seconds: how long a stage may take to write down where it is when it is told to stop.
         video_batch_seconds: short videos share one process until they add up to this many seconds.
-        stall_seconds: a stage whose process reports nothing for this long is killed and fails.
+        stall_seconds: a stage whose process reports nothing for this long is killed and fails; with other machines it
+            is tried again, since one of them may be gone, and until they have come, they are waited for up to an hour.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT

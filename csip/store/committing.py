@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import lance
@@ -14,11 +15,17 @@ from lance.schema import LanceSchema
 
 from csip.errors import StoreBusyError
 from csip.store.faults import store_error
+from csip.store.paths import check_table
 from csip.store.versions import check_schema, open_current, why
 from storage_schemas import TABLES
 from storage_schemas.fields import SCHEMA_VERSION, default, key_names, since
 
 T = TypeVar("T")
+
+CLOSED, FORGOTTEN = "csip.forgetting", "csip.forgotten"
+"""What a table's metadata say of `csip forget` (`csip.store.closing`): who has closed the table, and who did last."""
+OWN: ContextVar[str] = ContextVar("OWN", default="")
+"""By whom a table may be closed that this thread may write to all the same."""
 
 # What Lance says where it has no exception of its own for it; whole phrases, as a store's path may hold such words.
 _CONFLICTS = ("commit conflict", "concurrent transaction", "concurrent writ", "conflict over the tag")
@@ -42,9 +49,11 @@ def commit(uri: str, what: str, attempt: Callable[[], T]) -> T:
         attempt: opens the newest version, and commits on it.
 
     Raises:
-        StoreError: it cannot be written; the table is as it was. A `StorageFaultError` may pass by itself.
+        StoreError: it cannot be written, or a link leads out of the store; the table is as it was. Where it is a
+            `StorageFaultError`, it may pass by itself.
         StoreBusyError: others came before every time; the table is as it was.
     """
+    check_table(uri)
     for number in range(_ATTEMPTS):
         try:
             return attempt()
@@ -64,6 +73,23 @@ def commit(uri: str, what: str, attempt: Callable[[], T]) -> T:
     ) from last
 
 
+def refuse_if_closed(dataset: lance.LanceDataset) -> None:
+    """Refuse to write to a table while somebody is forgotten in its store.
+
+    It is a version's own metadata that say so: whoever commits on that version, and no later one, has looked in time.
+
+    Raises:
+        StoreBusyError: it is closed by somebody else.
+    """
+    by = dataset.metadata.get(CLOSED, "")
+    if by and by != OWN.get():
+        raise StoreBusyError(
+            f"{dataset.uri}: is closed while somebody is forgotten in this store (`csip forget`, {by}); nothing was "
+            "written. Wait until that has ended, and run the same command again. If it was killed, run any `csip "
+            "forget` on this store, without --dry-run, which finishes it."
+        )
+
+
 def open_for_writing(store: str, name: str) -> lance.LanceDataset:
     """Open a table's newest version, after bringing it up to the newest schema.
 
@@ -72,9 +98,11 @@ def open_for_writing(store: str, name: str) -> lance.LanceDataset:
 
     Raises:
         StoreError: there is no such table, or it cannot be written.
+        StoreBusyError: it is closed while somebody is forgotten.
         SchemaMismatchError: it is of a schema that this CSIP does not know.
     """
     dataset = open_current(store, name)
+    refuse_if_closed(dataset)
     if check_schema(dataset, dataset.uri) == SCHEMA_VERSION:
         return dataset
     return commit(dataset.uri, f"schema {SCHEMA_VERSION}", lambda: _bring_up(store, name))

@@ -20,9 +20,11 @@ import pyarrow.compute as pc
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
-from csip.store.committing import commit, commit_fragments_as, open_for_writing
+from csip.errors import StoreError
+from csip.store.committing import FORGOTTEN, commit, commit_fragments_as, open_for_writing
 from csip.store.faults import store_error
-from csip.store.upkeep import FRAGMENT_BYTES, FRAGMENT_ROWS
+from csip.store.paths import check_table
+from csip.store.upkeep import FRAGMENT_BYTES, FRAGMENT_ROWS, merge_small
 from csip.store.versions import table_uri, why
 from csip.store.writing import check_keys, check_rows
 from csip.types import TableRef
@@ -41,6 +43,7 @@ class Fragments:
         table: name of the table they are for.
         rows: how many.
         schema: the schema version that they were written in.
+        after: who was the last to forget somebody in the table before they were written.
         parts: a fragment each, as Lance describes it in JSON.
     """
 
@@ -48,6 +51,7 @@ class Fragments:
     rows: int
     schema: int
     parts: tuple[str, ...]
+    after: str = ""
 
 
 class FragmentWriter:
@@ -65,6 +69,7 @@ class FragmentWriter:
 
     def __init__(self, store: str, name: str) -> None:
         self._name = name
+        check_table(table_uri(store, name))
         # Looked up once: the fragments of one worker are of one schema.
         self._dataset = open_for_writing(store, name)
         self._waiting: list[pa.Table] = []
@@ -127,7 +132,8 @@ class FragmentWriter:
         """
         if not self._done:
             raise ValueError(f"FragmentWriter of {self._name}: its fragments are known when `with` has ended well.")
-        return Fragments(self._name, self._rows, SCHEMA_VERSION, tuple(self._parts))
+        after = self._dataset.metadata.get(FORGOTTEN, "")
+        return Fragments(self._name, self._rows, SCHEMA_VERSION, tuple(self._parts), after)
 
 
 def commit_fragments(store: str, name: str, written: Sequence[Fragments], *, replace: str | None = None) -> TableRef:
@@ -146,7 +152,7 @@ def commit_fragments(store: str, name: str, written: Sequence[Fragments], *, rep
 
     Raises:
         ValueError: fragments of another table or schema, or two rows have the same key.
-        StoreError: a fragment is gone, or the commit failed.
+        StoreError: a fragment is gone, somebody was forgotten since they were written, or the commit failed.
     """
     strange = sorted({(one.table, one.schema) for one in written} - {(name, SCHEMA_VERSION)})
     if strange:
@@ -160,13 +166,21 @@ def commit_fragments(store: str, name: str, written: Sequence[Fragments], *, rep
     check_keys(name, keys)
 
     def attempt() -> TableRef:
-        dataset = _without(open_for_writing(store, name), keys, replace)
+        dataset = open_for_writing(store, name)
+        if any(one.after != dataset.metadata.get(FORGOTTEN, "") for one in written):
+            raise StoreError(
+                f"{uri}: somebody was forgotten in this store after {len(keys)} rows had been prepared for it, which "
+                "may be of that person. They were not committed; run the same command again from its beginning."
+            )
+        dataset = _without(dataset, keys, replace)
         if new:
             old = [fragment.metadata for fragment in dataset.get_fragments()]
             dataset = commit_fragments_as(dataset, old + new, dataset.lance_schema)
         return TableRef(dataset.uri, dataset.version)
 
-    return commit(uri, f"{len(keys)} rows", attempt)
+    done = commit(uri, f"{len(keys)} rows", attempt)
+    merge_small(done)
+    return done
 
 
 def _read_keys(uri: str, name: str, fragments: Sequence[FragmentMetadata]) -> pa.Table:

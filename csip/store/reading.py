@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from csip.store.faults import store_error
 from csip.store.versions import View, open_version, why
 from csip.types import TableRef
-from storage_schemas.fields import key_names
 
 # Rows that lie this near together, in bytes, are read in one go. A clip's frames are neighbours: with Lance's own 4 kB
 # nearly every crop would be a read of its own, at some 15 microseconds each.
@@ -41,7 +40,7 @@ def read(ref: TableRef, columns: Sequence[str] | None = None, where: str | None 
         SchemaMismatchError: it is of a schema that is not known, or the condition asks for a later column.
     """
     view = View.of(ref)
-    keys = key_names(view.dataset.schema)
+    keys = view.keys
     names = view.names if columns is None else keys + [c for c in columns if c not in keys]
     where = view.check_condition(where)
     with _reading(ref):
@@ -111,7 +110,7 @@ class Rows:
     def keys(self, columns: Sequence[str] = ()) -> pa.Table:
         """Read the key columns and `columns` of every row, with its row number as `row`, sorted by key."""
         view = self._handle()
-        keys = key_names(view.dataset.schema)
+        keys = view.keys
         names = [*keys, *(c for c in columns if c not in keys)]
         with _reading(self.ref):
             table = view.show(view.dataset.to_table(columns=view.stored(names)), names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,8 @@ import lance
 
 from csip.errors import StoreError
 from csip.store.columns import from_rows
-from csip.store.committing import commit
+from csip.store.committing import commit, refuse_if_closed
+from csip.store.paths import is_plain
 from csip.store.reading import read
 from csip.store.versions import current, exists, quote, table_uri
 from csip.store.writing import upsert
@@ -146,7 +148,9 @@ def _tag(snapshot: Snapshot, versions: Mapping[str, int]) -> None:
 
 
 def _set_tag(uri: str, tag: str, version: int) -> None:
-    tags = lance.dataset(uri).tags
+    dataset = lance.dataset(uri)
+    refuse_if_closed(dataset)
+    tags = dataset.tags
     try:
         tags.create(tag, version)
     except ValueError:  # it is there, perhaps since this very moment: another process publishes the same
@@ -182,12 +186,13 @@ def newest_snapshot(store: str) -> str:
     """Name the snapshot that was published last.
 
     Raises:
-        StoreError: none is.
+        StoreError: none is, or its row was not written by CSIP.
     """
-    names = list(read_snapshots(current(store, "snapshots")))
-    if not names:
+    rows = list(read_snapshots(current(store, "snapshots")).values())
+    if not rows:
         raise StoreError(f"Store {store}: found no snapshot. Publish one with `csip build-skeletons`.")
-    return names[-1]
+    check_row(store, rows[-1])
+    return str(rows[-1]["name"])
 
 
 def read_snapshots(ref: TableRef) -> dict[str, dict[str, Any]]:
@@ -201,14 +206,31 @@ def open_snapshot(store: str, name: str) -> Snapshot:
     """Pin a published snapshot by name.
 
     Raises:
-        StoreError: there is none, or its row names what is no table.
+        StoreError: there is none, or its row was not written by CSIP.
     """
     row = snapshot_row(store, name)
-    try:
-        _check_versions(name, row["tables"])
-    except ValueError as error:
-        raise StoreError(f"Store {store}: {error} The row was not written by CSIP; publish it again.") from error
+    check_row(store, row)
     return Snapshot(name=name, store=store, tables=row["tables"], digest=row["digest"])
+
+
+def check_row(store: str, row: Mapping[str, Any]) -> None:
+    """Check what of a row of `snapshots` becomes paths: its name, its tables, its videos.
+
+    Raises:
+        StoreError: they are such as `publish` does not write.
+    """
+    name = row["name"]
+    try:
+        check_name(name)
+        _check_versions(name, row["tables"])
+        strange = [sha for sha in row["videos"] if not is_plain(str(sha))]
+        if strange:
+            raise ValueError(f"Snapshot {name}: names the video {strange[0]!r}, expected a SHA-256.")
+    except ValueError as error:
+        raise StoreError(
+            f"Store {store}: {error} The row was not written by CSIP; publish it again, or take it away: "
+            f"{shlex.join(['csip', 'gc', '--store', store, '--drop', name])}"
+        ) from error
 
 
 def pinned(snapshot: Snapshot, table: str) -> TableRef:

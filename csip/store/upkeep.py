@@ -14,9 +14,10 @@ from lance.commit import CommitConflictError
 from lance.optimize import Compaction, CompactionOptions
 
 from csip.errors import StoreError
-from csip.store.committing import commit, preempted
+from csip.store.committing import commit, preempted, refuse_if_closed
 from csip.store.faults import store_error
-from csip.store.versions import open_current, open_version, table_uri, why
+from csip.store.paths import FOLDERS, check_table, folder
+from csip.store.versions import is_address, open_current, open_version, table_uri, why
 from csip.types import TableRef
 
 _LOG = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def untag(store: str, name: str, tag: str) -> None:
 
     def attempt() -> None:
         dataset = open_current(store, name)
+        refuse_if_closed(dataset)
         if tag in dataset.tags.list():
             with contextlib.suppress(ValueError):  # gone since we looked
                 dataset.tags.delete(tag)
@@ -100,8 +102,11 @@ def delete_as_read(ref: TableRef, where: str) -> bool:
     Returns:
         Whether they are deleted.
     """
+    check_table(ref.uri)
+    dataset = open_version(ref)
+    refuse_if_closed(dataset)
     try:
-        open_version(ref).delete(where, conflict_retries=0)
+        dataset.delete(where, conflict_retries=0)
     except (OSError, CommitConflictError) as error:
         return _preempted(error, ref)
     return True
@@ -120,9 +125,12 @@ def _preempted(error: Exception, ref: TableRef) -> bool:
 def _compaction(
     ref: TableRef, whole: Extent, leave: Iterable[int], *, deleted_share: float = _DELETED_SHARE
 ) -> tuple[lance.LanceDataset, CompactionOptions]:
+    check_table(ref.uri)
     each = sum(whole.files.values()) // max(whole.rows, 1)
     rows = max(1, min(FRAGMENT_ROWS, FRAGMENT_BYTES // max(each, 1)))
-    return open_version(ref), {
+    dataset = open_version(ref)
+    refuse_if_closed(dataset)
+    return dataset, {
         "target_rows_per_fragment": rows,
         "excluded_fragment_ids": sorted(leave),
         "materialize_deletions_threshold": deleted_share,
@@ -210,8 +218,15 @@ def clean_up(
 
     Returns:
         How many versions, files (manifests not among them) and bytes.
+
+    Raises:
+        StoreError: they cannot be cleaned up, or a link leads out of the store: Lance would follow it.
     """
+    check_table(table_uri(store, name), deep=True)
+    for kind in () if is_address(store) else FOLDERS:
+        folder(store, kind)  # whoever cleans up tables looks for lost files there, too
     dataset = open_current(store, name)
+    refuse_if_closed(dataset)
     # No table has a version 0; without any number, Lance takes its own rule of which versions are old.
     asked: dict[str, Any] = {"versions": sorted(versions) or [0], "error_if_tagged_old_versions": False}
     asked["delete_unverified"] = alone

@@ -14,7 +14,16 @@ from csip.errors import SchemaMismatchError, StorageFaultError, StoreError
 from csip.store.faults import store_error
 from csip.types import TableRef
 from storage_schemas import TABLES
-from storage_schemas.fields import FIRST_VERSION, SCHEMA_VERSION, at_version, default, key_names, since, version_of
+from storage_schemas.fields import (
+    FIRST_VERSION,
+    SCHEMA_VERSION,
+    at_version,
+    default,
+    key_names,
+    key_position,
+    since,
+    version_of,
+)
 
 
 def table_uri(store: str, name: str) -> str:
@@ -100,11 +109,38 @@ def open_current(store: str, name: str) -> lance.LanceDataset:
             f"Store {store}: found no table {name!r} there. Expected a store that `csip build-skeletons` has filled; "
             "check --store and CSIP_STORE."
         )
-    check_schema(dataset, uri)
+    _check_columns(dataset, uri)
     return dataset
 
 
 def check_schema(dataset: lance.LanceDataset, uri: str) -> int:
+    """Tell which schema version a table has that is to be written.
+
+    Raises:
+        SchemaMismatchError: one that this CSIP does not know, or other columns than that version has; or columns that
+            are no keys where they must be, or may be null where they must not.
+    """
+    version = _check_columns(dataset, uri)
+    odd = [
+        f"{found.name} ({_role(found)}, expected {_role(field)})"
+        for found, field in zip(dataset.schema, TABLES[table_name(uri)], strict=False)
+        if _role(found) != _role(field)
+    ]
+    if odd:
+        raise SchemaMismatchError(
+            f"{uri} version {dataset.version}: found {', '.join(odd)}. Two writers at once could write one key twice "
+            "there: it can be read, and not written. Restore the table from a copy of its own files, or build into a "
+            "new store."
+        )
+    return version
+
+
+def _role(field: pa.Field) -> str:
+    position = key_position(field)
+    return (f"key {position}" if position else "no key") + (", may be null" if field.nullable else "")
+
+
+def _check_columns(dataset: lance.LanceDataset, uri: str) -> int:
     """Tell which schema version a table has.
 
     Raises:
@@ -146,7 +182,7 @@ def open_version(ref: TableRef, *, read_across: int | None = None) -> lance.Lanc
             "build the snapshot again.",
             error,
         ) from error
-    check_schema(dataset, ref.uri)
+    _check_columns(dataset, ref.uri)
     return dataset
 
 
@@ -189,10 +225,15 @@ class View:
         """List all columns that it shows."""
         return [*self.dataset.schema.names, *self.later]
 
+    @property
+    def keys(self) -> list[str]:
+        """List the table's key columns in key order, whether or not the version says that they are."""
+        return key_names(TABLES[table_name(self.dataset.uri)])
+
     def stored(self, columns: Iterable[str]) -> list[str]:
         """List what to read of the version for `columns` to be shown: something always, so that rows are counted."""
         there = [name for name in columns if name not in self.later]
-        return there or key_names(self.dataset.schema)[:1]
+        return there or self.keys[:1]
 
     def show(self, rows: pa.Table | pa.RecordBatch, columns: Iterable[str]) -> pa.Table | pa.RecordBatch:
         """Put the defaults beside what was read, and the columns into the order asked for."""

@@ -12,6 +12,7 @@ from lance.commit import CommitConflictError
 from csip.errors import SchemaMismatchError, StoreError
 from csip.store.committing import commit, open_for_writing
 from csip.store.faults import store_error
+from csip.store.paths import check_table
 from csip.store.upkeep import merge_small
 from csip.store.versions import is_address, table_uri, try_open, why
 from csip.types import TableRef
@@ -30,6 +31,7 @@ def prepare_store(store: str) -> None:
         if not is_address(store):
             Path(store).mkdir(parents=True, exist_ok=True)
         for name, schema in TABLES.items():
+            check_table(table_uri(store, name))
             if try_open(table_uri(store, name)) is None:
                 _create(table_uri(store, name), schema)
             open_for_writing(store, name)
@@ -89,7 +91,7 @@ def check_keys(name: str, keys: pa.Table) -> None:
         )
 
 
-def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None) -> TableRef:
+def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None, keep: str | None = None) -> TableRef:
     """Write rows by key in one commit: new keys are added, known keys overwritten.
 
     Args:
@@ -97,6 +99,8 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
         name: the table's.
         rows: of the table's schema.
         replace: rows in the table that meet this condition and are not among `rows` are deleted in the same commit.
+        keep: rows in the table that meet this condition when the commit comes about are not overwritten; columns are
+            written as `target.NAME`.
 
     Returns:
         The version that the commit made.
@@ -105,6 +109,7 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
         SchemaMismatchError: `rows` have other columns than the table.
         ValueError: two of `rows` have the same key.
         StoreError: the commit failed; the table is as it was.
+        StoreBusyError: others' commits came before every time, or somebody is being forgotten in the store.
     """
     check_rows(name, rows.schema)
     keys = key_names(TABLES[name])
@@ -112,7 +117,10 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None)
 
     def attempt() -> TableRef:
         dataset = open_for_writing(store, name)
-        merge = dataset.merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
+        give_way = None if keep is None else f"NOT ({keep})"
+        merge = dataset.merge_insert(keys).when_matched_update_all(give_way).when_not_matched_insert_all()
+        # Lance would look for a newer version by itself; whether that one may be written to, `open_for_writing` says.
+        merge = merge.conflict_retries(0)
         if replace is not None:
             merge = merge.when_not_matched_by_source_delete(replace)
         merge.execute(rows.cast(TABLES[name]))
@@ -151,6 +159,6 @@ def delete(store: str, name: str, where: str) -> None:
     def attempt() -> None:
         dataset = open_for_writing(store, name)
         if dataset.count_rows(where):
-            dataset.delete(where)
+            dataset.delete(where, conflict_retries=0)
 
     commit(table_uri(store, name), "the deletion of rows", attempt)

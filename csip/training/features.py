@@ -6,11 +6,13 @@ work become one pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import torch
 
-from csip import tables
+from csip import ranks, shares, tables
 from csip.config import RuntimeConfig
 from csip.data import transforms
 from csip.data.clips import ClipDataset, read_parts
@@ -27,39 +29,50 @@ _COMMIT_FRAMES = 20_000
 def cache_features(
     out: Output, checkpoint: CheckpointRef, snapshot: Snapshot, runtime: RuntimeConfig
 ) -> Stage[TableRef]:
-    """Fill `frame_features` for the frames of the training parts; frames that it has already are not done again."""
+    """Fill `frame_features` for the frames of the training parts; frames that it has already are not done again.
+
+    Of several processes each encodes its share of the frames.
+    """
     network, header = load_checkpoint(checkpoint)
     device = resolve_device(runtime.device)
     network.to(device).eval()
     digest = encoder_digest(network, header.spec)
     dataset = ClipDataset(snapshot, read_parts(snapshot, "train"), header.spec.clip, skeletons=False)
-    have = _known(tables.current(out.store, "frame_features"), digest)
+    have = _known(shares.newest(out.store, "frame_features"), digest)
     wanted = {
         (part.tracklet_id, int(frame)): int(row)  # parts of one tracklet may overlap
         for part, frames in zip(dataset.parts, dataset.frames, strict=True)
         for frame, row in zip(frames.frame_index, frames.row, strict=True)
     }
     todo = [(*key, row) for key, row in wanted.items() if key not in have]
+    step = runtime.encode_batch * ranks.size()
     for begin in range(0, len(todo), _COMMIT_FRAMES):
         some = todo[begin : begin + _COMMIT_FRAMES]
         done: list[FloatArray] = []
-        for at in range(0, len(some), runtime.encode_batch):
-            rows = np.array([row for _, _, row in some[at : at + runtime.encode_batch]])
-            done.append(_encode(network, dataset, rows, device))
-            yield Progress("cache_features", begin + at + len(rows), len(todo), "frames")
-        table = pa.table(
-            [
-                pa.array([tracklet for tracklet, _, _ in some]),
-                pa.array([frame for _, frame, _ in some]),
-                pa.array([digest] * len(some)),
-                tables.vectors_column(np.concatenate(done)),
-            ],
-            schema=TABLES["frame_features"],
-        )
-        tables.upsert(out.store, "frame_features", table)
+        for at in range(0, len(some), step):
+            rows = np.array([row for _, _, row in shares.own(some[at : at + step])], np.int64)
+            if len(rows):
+                done.append(_encode(network, dataset, rows, device))
+            yield Progress("cache_features", begin + min(at + step, len(some)), len(todo), "frames")
+        shares.commit(out.store, "frame_features", _rows(shares.own(some), digest, done))
     return Outcome(
-        tables.current(out.store, "frame_features"), {"encoded": len(todo), "already_there": len(wanted) - len(todo)}
+        shares.newest(out.store, "frame_features"),
+        {"encoded": len(todo), "already_there": len(wanted) - len(todo)},
     )
+
+
+def _rows(frames: Sequence[tuple[str, int, int]], digest: str, features: Sequence[FloatArray]) -> pa.Table:
+    """Lay features (n, C), one behind another, out beside the frames (tracklet_id, frame_index, _) they are of."""
+    schema = TABLES["frame_features"]
+    if not frames:
+        return schema.empty_table()
+    columns = [
+        pa.array([tracklet for tracklet, _, _ in frames]),
+        pa.array([frame for _, frame, _ in frames]),
+        pa.array([digest] * len(frames)),
+        tables.vectors_column(np.concatenate(features)),
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _known(ref: TableRef, digest: str) -> set[tuple[str, int]]:

@@ -106,22 +106,25 @@ def test_extraction_beside_the_model_and_beside_tracking(benchmark, engine, clip
     threads = len(os.sched_getaffinity(0))
     found = {}
 
+    def start():
+        # Ultralytics takes a core away from torch, and our engines take as many threads as torch has.
+        torch.set_num_threads(threads)
+        return time.perf_counter()
+
     def rounds():
         for number in range(ROUNDS):
-            begun = time.perf_counter()
+            begun = start()
             # One frame at a time: ultralytics' fastest on a CPU, and the batch of its tracking.
             found["theirs"] = [
                 predictor.predict(np.ascontiguousarray(frame[:, :, ::-1]), **settings, **quiet)[0].boxes.xyxy.numpy()
                 for frame in frames
             ]
             seconds["model"].append(time.perf_counter() - begun)
-            begun = time.perf_counter()
+            begun = start()
             for _ in tracker.track(str(clip), stream=True, tracker="bytetrack.yaml", **settings, **quiet):
                 pass
             seconds["track"].append(time.perf_counter() - begun)
-            # Ultralytics takes a core away from torch, and our engines take as many threads as torch has.
-            torch.set_num_threads(threads)
-            begun = time.perf_counter()
+            begun = start()
             found["counts"] = extract(tmp_path / f"store-{number}", clip, weights, engine)
             seconds["ours"].append(time.perf_counter() - begun)
 
@@ -141,7 +144,7 @@ def test_extraction_beside_the_model_and_beside_tracking(benchmark, engine, clip
 
 
 def test_memory_beside_length(benchmark, tmp_path, capsys):
-    """Peak memory of the process that extracts, at once, twice, ... the length, each in a process of its own."""
+    """Peak memory of the process that extracts, and of its decoders, at 1, 5 and 20 times the length."""
     peaks = {}
 
     def measure():
@@ -150,16 +153,19 @@ def test_memory_beside_length(benchmark, tmp_path, capsys):
             code = "from tests.benchmarks.test_extraction import peak; import sys; peak(*sys.argv[1:])"
             command = [sys.executable, "-c", code, str(tmp_path / f"store-{times}"), str(clip)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-            peaks[times] = int(done.stdout.split()[-1]) / 1024
+            peaks[times] = [int(word) / 1024 for word in done.stdout.split()[-2:]]
 
     benchmark.pedantic(measure, rounds=1)
     with capsys.disabled():
-        told = ", ".join(f"{times}x {peak:.0f} MB" for times, peak in peaks.items())
-        sys.stdout.write(f"\npeak memory by length: {told}; 20x is {peaks[20] / peaks[1]:.2f} of 1x\n")
+        told = ", ".join(f"{times}x {own:.0f} and {child:.0f} MB" for times, (own, child) in peaks.items())
+        sys.stdout.write(f"\npeak memory by length, of extraction and decoder: {told}\n")
+    for own, child in peaks.values():
+        assert own < 1.2 * peaks[1][0]
+        assert child < 1.2 * peaks[1][1]
 
 
 def peak(store, clip):
-    """Extract a video in small segments at a small image size; print the process's peak memory, kB."""
+    """Extract a video in small segments at a small image size; print the peak memory of it and its decoder, kB."""
     config = ExtractConfig(detect=DetectConfig(image_size=320, segment_seconds=6.0))
     runtime = RuntimeConfig(device="cpu", pose_engine="openvino")
     info = probe(Path(clip))
@@ -167,4 +173,5 @@ def peak(store, clip):
     tables.prepare_store(store)
     for _ in extract_videos(Output(store, "run"), (video,), extract_digests(config), config, runtime):
         pass
-    sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\n")
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    sys.stdout.write("{} {}\n".format(*peaks))

@@ -19,6 +19,7 @@ import csip
 from csip.config import DetectConfig
 from csip.ingest.pose import PoseModel
 from csip.ingest.pose_openvino import import_openvino
+from csip.ingest.pose_pixels import Letterbox
 from csip.ingest.video import read_frames
 from csip.ingest.yolo import import_quietly
 from csip.types import Frames
@@ -107,7 +108,7 @@ def test_a_frame_outside_of_the_network(benchmark, tmp_path, frames, monkeypatch
     """Letterbox, conversion, suppression and scaling back, beside ultralytics' predict() on the same OpenVINO file."""
     weights = export(tmp_path, "openvino")
     model = make(weights)
-    raw = model._network.run(model._letterbox(frames.pixels[:1])).numpy().copy()
+    raw = model._network.lanes[0](Letterbox(model.network_size)(frames.pixels[:1])).numpy().copy()
     compiled = import_openvino().CompiledModel
     monkeypatch.setattr(compiled, "create_infer_request", lambda self: Answer(raw))
     ours = make(weights)

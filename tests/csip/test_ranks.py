@@ -89,6 +89,7 @@ def test_alone_a_process_is_the_first_of_one_and_nothing_is_summed():
         assert torch.equal(ranks.total(x), x)
         assert not ranks.total(x).requires_grad
         assert ranks.from_first(x) is x
+        assert (ranks.text_from_first("é"), ranks.text_from_each("é")) == ("é", ["é"])
         parameter = torch.nn.Parameter(torch.ones(2))
         parameter.grad = torch.ones(2)
         ranks.sum_gradients([parameter])
@@ -102,6 +103,7 @@ def test_processes_count_and_agree(told):
         assert one["count"] == 8
         assert one["total"].tolist() == [3.0, 30.0]
         assert one["from_first"].tolist() == [7, 8]
+        assert (one["text_from_first"], one["text_from_each"]) == ("éé", ["éé", "ééééé"])
 
 
 def test_a_gather_joins_unequal_shares_in_the_order_of_ranks(told, data):

@@ -169,6 +169,17 @@ def test_replace_removes_what_is_not_among_the_new_rows(store):
     ]
 
 
+def test_a_row_that_is_to_be_kept_gives_way_to_no_other(store):
+    tables.upsert(store, "frame_features", features([1], tracklet="kept"))
+    tables.upsert(store, "frame_features", features([1, 2], tracklet="t"))
+    both = pa.concat_tables([features([1, 3], tracklet="kept", value=9), features([2], tracklet="t", value=9)])
+    got = tables.read(tables.upsert(store, "frame_features", both, keep="target.tracklet_id = 'kept'")).to_pylist()
+    assert [(row["tracklet_id"], row["frame_index"], row["feature"][1]) for row in got] == [
+        *(("kept", 1, 0), ("kept", 3, 9)),
+        *(("t", 1, 0), ("t", 2, 9)),
+    ]
+
+
 def test_two_rows_of_one_key_in_one_write_are_refused(store):
     # Lance itself would insert both: the primary key is unenforced.
     with pytest.raises(ValueError, match=r"upsert into frame_features: got 3 rows with 2 different keys"):

@@ -7,16 +7,22 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import fs
 
 from csip import tables
+from csip.config import DetectConfig, TrackConfig
 from csip.errors import StoreError
+from csip.ingest.pose import Seen
 from csip.maintenance.verify import verify
-from csip.types import Snapshot
+from csip.types import People, Snapshot
 from flows.__main__ import main
+from tests import kill_builds as builds
 
 KEY, SECRET = "csip-key", "csip-secret-that-nobody-may-see"
 SECONDS_TO_START = 120
@@ -170,19 +176,118 @@ def test_a_store_in_object_storage_does_what_one_in_a_folder_does(store, tmp_pat
     assert list(tmp_path.iterdir()) == [], "no folder called s3:"
 
 
-def test_the_commands_that_need_tables_only_take_an_address(store, capsys, monkeypatch, tmp_path, publish_tiny):
+def test_the_commands_that_need_tables_only_take_an_address(
+    store, capsys, monkeypatch, tmp_path, publish_tiny, tiny_snapshot
+):
     monkeypatch.chdir(tmp_path)
     snapshot = publish_tiny(store)
-    assert [f for f in verify(store, deep=True) if "cannot be" in f.text] == []
+    found = verify(tiny_snapshot.store, deep=True)
+    assert verify(store, deep=True) == found, "what is wrong with it is wrong with one in a folder"
     assert main(["snapshots", "--store", store, "--json"]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)["snapshots"]] == [snapshot.name]
-    assert main(["verify", "--store", store + "/", "--json"]) in (0, 1)
+    faults = sum(one.kind == "fault" for one in found)
+    assert main(["verify", "--store", store + "/", "--json"]) == int(faults > 0)
     text = capsys.readouterr().out
-    assert json.loads(text)
+    assert json.loads(text)["faults"] == faults
     assert SECRET not in text
     assert main(["diff", "tiny", "tiny", "--store", store]) == 0
     assert main(["gc", "--store", store, "--dry-run"]) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+class TwoPeople:
+    """A pose model that sees two people walk side by side, one of whom leaves after eight frames."""
+
+    device, engine, image_size, lanes = "cpu", "told", 640, 1
+
+    def start(self, frames):
+        job = Future()
+        job.set_result(Seen([self.people(int(index)) for index in frames.frame_index], 0.0))
+        return [job]
+
+    def people(self, index):
+        left = np.array([[100, 100], [300, 100]], np.float32)[: 2 if index < 8 else 1] + np.float32(index)
+        boxes = np.concatenate([left, left + np.float32([40, 100])], axis=1)
+        keypoints = np.concatenate(
+            [np.repeat(left[:, None] + 20, 17, axis=1), np.full((len(left), 17, 1), 0.9)], axis=2
+        )
+        return People(boxes, np.full(len(left), 0.8, np.float32), keypoints.astype(np.float32))
+
+
+WALK = replace(builds.CONFIG, detect=DetectConfig(image_size=640), track=TrackConfig(min_seconds=0.4, min_frames=4))
+
+
+@pytest.fixture
+def street(tmp_path_factory, monkeypatch):
+    """A video of twelve frames at ten a second, with what the pose model sees in it."""
+    monkeypatch.setattr("csip.ingest.detect_pass.PoseModel", lambda *_, **__: TwoPeople())
+    pictures = [np.full((240, 400, 3), 10 * n, np.uint8) for n in range(12)]
+    return str(builds.write_video(tmp_path_factory.mktemp("street") / "street.mp4", pictures))
+
+
+@pytest.fixture
+def command(store, capsys, monkeypatch, tmp_path):
+    """Run `csip` on the store: what it says as JSON, after it has ended well and left no folder called s3:."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        code = main([*words, "--store", store, "--json"])
+        out = capsys.readouterr().out
+        assert (code, list(tmp_path.iterdir()), SECRET in out) == (0, [], False)
+        return json.loads(out)
+
+    return run
+
+
+def test_a_store_in_object_storage_is_built_cleaned_up_verified_and_forgets(store, bucket, street, command):
+    first = builds.build(store, [street], WALK)
+    assert sorted(row["num_frames"] for row in read(store, "tracklets")) == [8, 12]
+    second = builds.build(store, [street], replace(WALK, track=TrackConfig(min_seconds=0.5, min_frames=4)))
+    assert sorted(row["num_frames"] for row in read(store, "tracklets")) == [8, 8, 12, 12]
+    told = command("gc", "--older-than", "0", "--drop", first)
+    assert (told["dropped"], told["extractions"], told["moved"]) == ([first], 1, [second])
+    rows = {name: work["rows"] for name, work in told["tables"].items() if work["rows"]}
+    assert rows == {"tracklets": 2, "crops": 20, "skeletons": 20}
+    short, long = sorted(read(store, "tracklets"), key=lambda row: row["num_frames"])
+    told = command("forget", "--tracklet", short["tracklet_id"], "--yes")
+    assert (told["done"], told["snapshots"], told["rows"]["crops"]) == (True, [second], 8)
+    assert {row["tracklet_id"] for row in read(store, "crops")} == {long["tracklet_id"]}
+    files, name = storage(bucket), short["tracklet_id"].encode()
+    assert [path for path in listed(store, bucket) if name in files.open_input_file(path).read()] == []
+    assert command("verify", "--deep")["faults"] == 0
+
+
+@pytest.mark.slow
+def test_bytes_come_back_from_object_storage(store, bucket, street, command):
+    first = builds.build(store, [street], WALK)
+    assert command("verify", "--deep")["findings"] == []
+    before = listed(store, bucket)
+    second = builds.build(store, [street], replace(WALK, track=TrackConfig(min_seconds=0.5, min_frames=4)))
+    told = command("gc", "--older-than", "0", "--drop", first, "--dry-run")
+    assert command("gc", "--older-than", "0", "--drop", first) == told | {"dry_run": False}
+    while told["tables"]:
+        told = command("gc", "--older-than", "0")
+    crops = lambda files: sum(size for path, size in files.items() if "/crops.lance/data/" in path)  # noqa: E731
+    assert crops(listed(store, bucket)) == pytest.approx(crops(before), rel=0.1)
+    assert command("verify", second, "--deep")["findings"] == []
+    assert builds.build(store, [street], WALK) == first
+    assert command("verify", "--deep")["findings"] == []
+
+
+def read(store, table):
+    return tables.read(tables.current(store, table)).to_pylist()
+
+
+def storage(bucket):
+    return fs.S3FileSystem(
+        endpoint_override=bucket["AWS_ENDPOINT_URL"], access_key=KEY, secret_key=SECRET, scheme="http"
+    )
+
+
+def listed(store, bucket):
+    """The objects of a store, and their bytes."""
+    found = storage(bucket).get_file_info(fs.FileSelector(store.removeprefix("s3://"), recursive=True))
+    return {one.path: one.size for one in found if one.is_file}
 
 
 def test_processes_that_write_one_table_in_object_storage_lose_nothing(store):
@@ -210,11 +315,7 @@ def test_processes_that_write_one_table_in_object_storage_lose_nothing(store):
 
 def test_what_may_enter_is_written_nowhere(store, bucket):
     tables.upsert(store, "frame_features", features([1]))
-    files = fs.S3FileSystem(
-        endpoint_override=bucket["AWS_ENDPOINT_URL"], access_key=KEY, secret_key=SECRET, scheme="http"
-    )
-    everything = files.get_file_info(fs.FileSelector(store.removeprefix("s3://"), recursive=True))
-    contents = [files.open_input_file(one.path).read() for one in everything if one.is_file]
+    contents = [storage(bucket).open_input_file(path).read() for path in listed(store, bucket)]
     assert len(contents) > 2 * len(tables.TABLES)
     assert [text for text in contents if SECRET.encode() in text or KEY.encode() in text] == []
 

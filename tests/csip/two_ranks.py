@@ -32,6 +32,8 @@ def tell_counts():
         "count": ranks.total_count(ROWS[ranks.rank()]),
         "total": ranks.total(torch.tensor([1.0, 10.0]) * (1 + ranks.rank())),
         "from_first": ranks.from_first(torch.tensor([7, 8]) + 100 * ranks.rank()),
+        "text_from_first": ranks.text_from_first("é" * (2 + 3 * ranks.rank())),
+        "text_from_each": ranks.text_from_each("é" * (2 + 3 * ranks.rank())),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -174,7 +175,7 @@ def test_a_lost_machine_loses_no_row_and_another_one_goes_on_with_its_run(cluste
 
 def test_a_worker_that_docker_stops_lets_its_training_save_in_time(built, own_store, settings, tmp_path):
     compose = yaml.safe_load((builds.ROOT / "docker" / "worker.yaml").read_text(encoding="utf-8"))
-    grace = float(compose["services"]["worker-cpu"]["stop_grace_period"].removesuffix("s"))
+    grace = float(re.search(r":-(\d+)s\}", compose["services"]["worker-cpu"]["stop_grace_period"])[1])
     words = ("--store", own_store, "--pool", "boxes", "--no-plugin", "--recipe", "demo", *settings.small)
     # Far too long, and no state but that of who is told to stop.
     words += ("--set", "pretrain.epochs=100000", "--set", "runtime.save_seconds=86400")

@@ -1,11 +1,13 @@
 """`csip snapshots`, `verify`, `diff` and `gc` on stores that `csip` itself has filled."""
 
+import base64
 import io
 import json
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from csip import tables
@@ -75,6 +77,32 @@ def test_a_gc_keeps_all_that_a_training_left(command, demo, settings, tmp_path):
     assert f"csip gc: Store {store}: the snapshot {demo.snapshot} cannot be dropped" in refused.err
 
 
+@pytest.mark.slow
+def test_other_settings_do_not_make_a_store_larger_for_good(command, own_store, street, settings, built):
+    size = lambda: sum(path.stat().st_size for path in (own_store / "crops.lance" / "data").iterdir())  # noqa: E731
+    before = size()
+    retracked = command(
+        "build-skeletons", "--retrack", built.snapshot, "--store", own_store, "--json", "--set", "track.min_seconds=0.5"
+    )
+    assert retracked.code == 0, retracked.err
+    new = json.loads(retracked.out)["snapshot"]
+    assert size() > 1.5 * before
+    words = ["gc", "--store", own_store, "--older-than", "0"]
+    told = command(*words, "--drop", built.snapshot).out
+    assert "1 given back, which a build does again" in told
+    assert f"{new}" in told
+    assert "moved to newer versions, with the same rows" in told
+    for _ in range(4):
+        assert command(*words).code == 0
+    assert size() < 1.2 * before
+    assert command("verify", "--store", own_store, "--deep").code == 0
+    again = command("build-skeletons", street, "--store", own_store, "--json", *settings.extract)
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["snapshot"] == built.snapshot
+    assert json.loads(again.out)["counts"] == built.told["counts"]
+    assert command("verify", "--store", own_store, "--deep").code == 0
+
+
 def test_verify_ends_with_1_where_there_is_a_fault_and_says_where(command, own_store, built):
     whole = command("verify", "--store", own_store)
     assert whole.code == 0
@@ -131,6 +159,7 @@ def test_a_gc_says_in_words_what_it_has_done_and_left(command, tmp_path):
     time.sleep(0.01)
     told = command("gc", "--store", store, "--older-than", "0", "--dry-run").out
     assert "nothing was changed" in told
+    assert command("gc", "--store", store, "--older-than", "0", "--detections", "--dry-run").out == told
     done = command("gc", "--store", store, "--older-than", "0").out
     assert "3 fragments merged" in done
     assert "checkpoints/.x.part" in done
@@ -175,6 +204,43 @@ def test_forgetting_asks_first_and_removes_a_person_and_a_film_of_a_built_store(
     assert [path for path in own_store.rglob("*") if path.is_file() and b"street.mp4" in path.read_bytes()] == []
     assert len(tables.read(tables.current(str(own_store), "detections"))) == 0
     assert command("verify", "--store", own_store, "--deep").code == 0
+
+
+def holding(store, *traces):
+    """The files of a store that hold one of some texts or bytes, checkpoints left out: those are told."""
+    files = [path for path in store.rglob("*") if path.is_file() and path.parent.name != "checkpoints"]
+    return [path for path in files if any(trace in path.read_bytes() for trace in traces)]
+
+
+def test_nothing_but_checkpoints_is_left_of_a_forgotten_person_after_a_training(command, demo, tmp_path):
+    store = Path(shutil.copytree(demo.store, tmp_path / "store"))
+    parts = tables.read(tables.current(str(store), "splits"), ["role"]).to_pylist()
+    names = [next(part["tracklet_id"] for part in parts if part["role"] == role) for role in ("train", "query")]
+    where = tables.any_of("tracklet_id", names)
+    pictures = tables.read(tables.current(str(store), "crops"), ["image"], where)["image"].to_pylist()
+    vectors = [
+        np.array(row, np.float32).tobytes()
+        for table in ("embeddings", "frame_features")
+        for row in tables.read(tables.current(str(store), table), ["feature"], where)["feature"].to_pylist()
+    ]
+    boxes = {tuple(box) for box in tables.read(tables.current(str(store), "crops"), ["box"], where)["box"].to_pylist()}
+    raw = [one[len(one) // 2 :][:60] for one in pictures]
+    # As a page has them: three places for each four letters of a picture's own code.
+    coded = [base64.b64encode(one[300:420]) for one in pictures]
+    traces = [*(name.encode() for name in names), *raw, *coded, *(one[:64] for one in vectors)]
+    kinds = {path.relative_to(store).parts[0] for path in holding(store, *traces)}
+    assert {"crops.lance", "embeddings.lance", "frame_features.lance", "reports"} <= kinds
+    words = [word for name in names for word in ("--tracklet", name)]
+    done = command("forget", "--store", store, *words, "--yes", "--json")
+    assert done.code == 0, done.err
+    assert holding(store, *traces) == []
+    left = {tuple(box) for box in tables.read(tables.current(str(store), "detections"), ["box"])["box"].to_pylist()}
+    assert not boxes & left
+    # Those of the networks that were trained on one of them, and where their trainings were.
+    trained = {path.name for path in (store / "checkpoints").iterdir() if not path.name.startswith("initialise")}
+    assert trained <= {Path(path).name for path in json.loads(done.out)["trained"]}
+    found = command("verify", "--store", store, "--deep", "--json")
+    assert [one for one in json.loads(found.out)["findings"] if one["kind"] == "fault"] == []
 
 
 def test_whom_to_forget_is_named_in_one_way(command, own_store):

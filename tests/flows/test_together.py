@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig
 
 from csip import tables
 from csip.config import PretrainConfig, RuntimeConfig, ValidateConfig
@@ -17,9 +18,12 @@ from csip.errors import StageError, TooLittleDataError
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.types import FileRef, Output
 from flows import together
+from flows.child import _compare
+from flows.devices import Held, held
 from flows.stage import stage
+from flows.usage import make_parser
 
-from .test_flows import free_port
+from .test_flows import free_port, wait_for
 
 HERE = Path(__file__).parent
 
@@ -37,11 +41,12 @@ def two_machines(rendezvous):
 class Joined:
     """`csip join` on another machine: a process with a folder, a home and a cache of its own."""
 
-    def __init__(self, home, rendezvous, path=HERE):
+    def __init__(self, home, rendezvous, path=HERE, sets=()):
         home.mkdir()
         self.log = home / "log"
         own = {"HOME": str(home), "CSIP_CACHE": str(home / "cache"), "PREFECT_HOME": str(home), "PYTHONPATH": str(path)}
         words = ["join", rendezvous, "--set", "runtime.device=cpu", "--set", "runtime.threads=1"]
+        words += [word for one in sets for word in ("--set", one)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [Path(sys.executable).with_name("csip"), *words],
@@ -91,7 +96,7 @@ def join(tmp_path, rendezvous):
 )
 def test_torchrun_is_told_who_takes_part(runtime, node, words):
     command = together.torchrun(runtime, node)
-    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert command[1:3] == ["-m", "flows.launcher"]
     assert set(words) <= set(command)
     assert command[-2:] == ["-m", "flows.child"]
 
@@ -107,8 +112,64 @@ def test_a_start_that_fails_is_told_with_its_last_words(two_machines, tmp_path, 
     monkeypatch.setattr(together, "torchrun", lambda *_: failing)
     monkeypatch.setattr(together, "_SECONDS_AFTER_FAILING", 0.0)
     told = []
-    together._take_part(two_machines, 1, tmp_path, (), told.append)
+    together._take_part(two_machines, 1, tmp_path, Held("cpu"), told.append)
     assert told == ["Broken off. The last words:\nno room left"]
+
+
+def test_what_is_to_be_typed_elsewhere_is_told_as_csip_understands_it(two_machines):
+    for runtime in (two_machines, dataclasses.replace(two_machines, nodes=3, processes=4)):
+        words = together.join_command(runtime).replace("--node K", "--node 2").split()
+        args = make_parser().parse_args(words[1:])
+        assert (args.command, args.address, args.nodes) == ("join", runtime.rendezvous, runtime.nodes)
+        assert ("runtime.processes=4" in args.set) == (runtime.processes == 4)
+
+
+class AnywayError(Exception):
+    """Ends what would go on for ever."""
+
+
+def test_a_machine_trains_on_the_device_that_it_holds(two_machines, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("flows.devices.list_devices", lambda _: ["cuda:0", "cuda:1"])
+    # In place of torchrun: tells which devices it was shown.
+    program = "import os, sys; sys.exit('shown: ' + os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))"
+    monkeypatch.setattr(together, "torchrun", lambda *_: [sys.executable, "-c", program])
+
+    def tell(text):
+        if "shown" in text:
+            raise AnywayError(text)
+
+    runtime = dataclasses.replace(two_machines, device="auto")
+    with held("training", runtime, 1, "another training", print) as other:
+        assert other.name == "cuda:0"
+        with pytest.raises(AnywayError, match=r"shown: 1$"):
+            together.join(runtime, 1, tell)
+
+
+def test_torchrun_lets_its_processes_save_for_as_long_as_is_asked_for(two_machines, monkeypatch):
+    environment = together.child_environment(dataclasses.replace(two_machines, stop_seconds=90.5))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == 91
+
+
+@pytest.mark.parametrize(
+    ("difference", "message"),
+    [
+        ({"source": "b"}, r"found other code on box2 than where the flow runs \(box1\)"),
+        ({"processes": "1"}, r"found 1 processes on box2 and 2 where the flow runs \(box1\).*runtime\.processes=N"),
+        (
+            {"device": "cpu"},
+            r"found the device cpu on box2 and cuda where the flow runs \(box1\).*runtime\.device=NAME",
+        ),
+    ],
+)
+def test_a_machine_that_differs_from_the_first_is_refused_by_name(difference, message):
+    first = {"host": "box1", "source": "a", "processes": "2", "device": "cuda"}
+    _compare("stage1", first, first | {"host": "box3"})
+    with pytest.raises(StageError, match=message):
+        _compare("stage1", first, first | {"host": "box2"} | difference)
 
 
 @pytest.mark.slow
@@ -153,6 +214,72 @@ def test_a_machine_with_other_code_is_refused(join, toys, store, two_machines, t
     with pytest.raises(StageError, match=r"toy_stages:work_together: found other code on .* Install the same version"):
         task(store, "well", str(tmp_path / "mark"), two_machines)
     assert not list(tmp_path.glob("mark*"))
+
+
+@pytest.mark.slow
+def test_machines_with_other_numbers_of_processes_are_refused(join, toys, store, two_machines, tmp_path, server):
+    join()
+    task = stage(toys.work_together, work="training", cached=False, shared=True)
+    with pytest.raises(StageError, match=r"work_together: found 1 processes on .* and 2 where the flow runs"):
+        task(store, "well", str(tmp_path / "mark"), dataclasses.replace(two_machines, processes=2))
+    assert not list(tmp_path.glob("mark*"))
+
+
+@pytest.mark.slow
+def test_a_machine_uses_its_own_device_whatever_the_flow_was_told(join, toys, store, two_machines, tmp_path, server):
+    # There is no such device on the machine of the flow, which finds its own under another name.
+    join(sets=["runtime.device=cpu:0"])
+    task = stage(toys.work_together, work="training", cached=False, shared=True)
+    mark = str(tmp_path / "mark")
+    assert task(store, "well", mark, two_machines)
+    assert [Path(f"{mark}-{rank}.device").read_text() for rank in range(2)] == ["cpu", "cpu:0"]
+
+
+@pytest.mark.slow
+def test_a_training_waits_for_a_machine_longer_than_for_a_word(join, toys, store, two_machines, tmp_path, server):
+    task = stage(toys.work_together, work="training", cached=False, shared=True)
+    runtime = dataclasses.replace(two_machines, stall_seconds=15)
+    with ThreadPoolExecutor(1) as thread:
+        training = thread.submit(task, store, "well", str(tmp_path / "mark"), runtime)
+        with pytest.raises(TimeoutError):
+            training.result(timeout=25)
+        join()
+        assert training.result(timeout=120)
+
+
+@pytest.mark.slow
+def test_a_machine_that_never_comes_is_named_with_what_to_do(toys, store, two_machines, tmp_path, server, monkeypatch):
+    monkeypatch.setattr(together, "PATIENCE", 3)
+    task = stage(toys.work_together, work="training", cached=False, shared=True)
+    message = rf"waited 3 s for 2 machines.*`csip join {two_machines.rendezvous}` on each of the others"
+    with pytest.raises(StageError, match=message) as caught:
+        task(store, "well", str(tmp_path / "mark"), dataclasses.replace(two_machines, stop_seconds=1))
+    assert type(caught.value) is StageError
+
+
+@pytest.mark.slow
+def test_a_machine_that_falls_silent_is_lost_and_another_one_takes_its_place(
+    join, toys, store, two_machines, tmp_path, server, monkeypatch
+):
+    monkeypatch.setattr("flows.stage.RETRY_SECONDS", (0.0, 0.0))
+    task, mark = stage(toys.work_together, work="training", cached=False, shared=True), tmp_path / "mark"
+    runtime = dataclasses.replace(two_machines, stall_seconds=15, stop_seconds=2)
+    silent = join()
+    silent.wait_for("Waiting for trainings")
+    with ThreadPoolExecutor(1) as thread:
+        training = thread.submit(task, store, "stop once", str(mark), runtime)
+        # The process of that machine stops itself, and this is the rest of it. No socket is closed.
+        silent.wait_for("Taking part in")
+        os.killpg(silent.process.pid, signal.SIGSTOP)
+        wait_for(lambda: Path(f"{mark}-1").is_file() and Path(f"{mark}-1").read_text(), 60, silent.told)
+        stopped = int(Path(f"{mark}-1").read_text())
+        try:
+            join()
+            assert training.result(timeout=180)
+            assert int(Path(f"{mark}-1").read_text()) != stopped
+        finally:
+            os.kill(stopped, signal.SIGKILL)
+    assert [run.counts for run in tables.find_runs(store, "stage = 'work_together'")] == [{"total": 2}]
 
 
 @pytest.mark.slow

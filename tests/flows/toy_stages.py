@@ -17,7 +17,7 @@ from csip import ranks, tables
 from csip.config import EmbedConfig, RuntimeConfig, SplitConfig
 from csip.device import resolve_device
 from csip.errors import StorageFaultError, StoreBusyError, StoreError, TooLittleDataError
-from csip.types import EmbeddingsRef, FileRef, Outcome, Output, Progress, Stage, TableRef
+from csip.types import EmbeddingsRef, FileRef, Outcome, Output, Progress, Snapshot, Stage, TableRef
 
 
 def write_file(
@@ -36,6 +36,14 @@ def write_file(
     path.write_bytes(content)
     ref = FileRef(str(path), hashlib.sha256(content).hexdigest())
     return Outcome(ref, {"bytes": len(content), "left_out": {"too small": 3}}, {"eyes.pt": "e" * 64})
+
+
+def train(out: Output, snapshot: Snapshot, config: SplitConfig, seed: int, runtime: RuntimeConfig) -> Stage[FileRef]:
+    """Learn the versions of a snapshot by heart."""
+    yield Progress("train", 1, 1, "epochs")
+    path = Path(out.store) / f"learned-{out.run_id}"
+    path.write_text(f"{sorted(snapshot.tables.items())} {config} {seed}")
+    return Outcome(FileRef(str(path), hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
 def say(out: Output) -> Stage[FileRef]:
@@ -68,6 +76,18 @@ def write_from_child(out: Output, frames: int, pause: float, runtime: RuntimeCon
     path = Path(out.store) / f"{os.getpid()}"
     path.write_text("done")
     return Outcome(FileRef(str(path), "0" * 64), {"pid": os.getpid()})
+
+
+def want_it_alone(out: Output, runtime: RuntimeConfig) -> Stage[FileRef]:
+    """Try to have the store alone, as `csip forget` does; say why that is refused."""
+    yield Progress("want_it_alone", 1, 1, "tries")
+    told = "it is alone"
+    try:
+        with tables.alone(out.store, "run 1"):
+            pass
+    except StoreBusyError as error:
+        told = str(error)
+    return Outcome(FileRef(told, "0" * 64), {"pid": os.getpid()})
 
 
 def take_time(out: Output, runtime: RuntimeConfig) -> Stage[FileRef]:
@@ -124,15 +144,30 @@ def die(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileR
 
 
 def work_together(out: Output, how: str, mark: str, runtime: RuntimeConfig) -> Stage[FileRef]:
-    """Count over all processes, three times; each first says who it is in a file, and the second one may die."""
-    Path(f"{mark}-{ranks.rank()}").write_text(f"{os.getpid()}")
+    """Count over all processes, three times; each first says who it is in a file, and the second one may fail."""
+    me = Path(f"{mark}-{ranks.rank()}")
+    again = me.is_file()
+    me.write_text(f"{os.getpid()}")
+    me.with_suffix(".device").write_text(runtime.device)
     for done in range(1, 4):
         total = ranks.total_count(done * 10 ** ranks.rank())
-        if ranks.rank() == 1 and done == 2 and how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if ranks.rank() == 1 and done == 2 and not (how.endswith("once") and again):
+            _suffer(how)
         if done == 2 and how == "refuse":
             raise TooLittleDataError(f"Found {ranks.size()} processes, expected 3.")
         if how == "hang":
             time.sleep(600)
         yield Progress("work_together", done, 3, "epochs", {"total": float(total)})
     return Outcome(FileRef(mark, "0" * 64), {"total": ranks.total_count(1)})
+
+
+def _suffer(how: str) -> None:
+    if how.startswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how.startswith("stop"):
+        # As a machine that is switched off: nothing is said, and nothing is closed.
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "exit":
+        os._exit(7)
+    if how == "bug":
+        raise ZeroDivisionError("one by none")

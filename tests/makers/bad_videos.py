@@ -33,10 +33,19 @@ def read_stamp(picture):
     return sum(1 << bit for bit, x in enumerate(middle) if picture[height // 3, int(x)].mean() > 128)
 
 
+def is_whole(picture):
+    """Whether a picture looks as `stamp` draws it, and not like one that was filled in."""
+    height, width = picture.shape[:2]
+    middle = (np.arange(BITS) + 0.5) * width / BITS
+    blocks = np.array([picture[height // 8 : height // 2, int(x)].astype(int) for x in middle])
+    return bool((np.minimum(np.abs(blocks - 16), np.abs(blocks - 235)) < 25).all())
+
+
 def encode(
     path,
     codec="libx264",
     *,
+    first=0,
     count=40,
     size=(64, 48),
     pix_fmt="yuv420p",
@@ -46,13 +55,13 @@ def encode(
     form=None,
     **more,
 ):
-    """Write frames 0..count-1; `ticks` are their times, `turn` the rotation, `more` options of the encoder or file."""
+    """Write `count` frames; `ticks` are their times, `turn` the rotation, `more` options of the encoder or file."""
     to_file = {name: more.pop(name) for name in ("movflags", "use_editlist", "avoid_negative_ts") if name in more}
     x264 = {"x264-params": "keyint=12:scenecut=0"} if codec == "libx264" else {}
     x265 = {"x265-params": "log-level=none:keyint=12"} if codec == "libx265" else {}
     with av.open(str(path), "w", format=form, options=to_file) as container:
         stream = container.add_stream(codec, rate=10, options=x264 | x265 | more)
-        pictures = [np.rot90(stamp(n, size[1], size[0]), -turn // 90) for n in range(count)]
+        pictures = [np.rot90(stamp(n, size[1], size[0]), -turn // 90) for n in range(first, first + count)]
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = stream.time_base = tick
@@ -78,11 +87,27 @@ def cut(path, share):
     return path
 
 
+def cut_before(path, word):
+    """Keep what comes before some bytes."""
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(word)])
+    return path
+
+
 def spoil(path, first, last):
     """Put noise in the place of packets first..last-1, past the lengths that lead them."""
     data, noise = bytearray(path.read_bytes()), np.random.default_rng(1)
     for at, size in packets(path)[first:last]:
         data[at + 6 : at + size] = noise.bytes(size - 6)
+    path.write_bytes(data)
+    return path
+
+
+def flip(path, *numbers):
+    """Turn one bit around in the middle of each of some packets."""
+    data = bytearray(path.read_bytes())
+    for at, size in (packets(path)[n] for n in numbers):
+        data[at + size // 2] ^= 16
     path.write_bytes(data)
     return path
 
@@ -202,22 +227,34 @@ def with_more(path, more):
     return path
 
 
-def without_packet(path, number):
-    """The video without one of its packets."""
-    plain = encode(path.with_name("plain.mp4"))
+def lose(path, *numbers, codec="libx264", recounted=False, **more):
+    """The video without some of its packets, as one records it whose network lost them.
+
+    `recounted`: by a recorder that gives what it gets times of its own, so that no gap is left.
+    """
+    # A Matroska file's packets may begin before time zero, which its writer refuses.
+    plain = encode(path.with_name("plain.mp4" if path.suffix == ".mkv" else f"plain{path.suffix}"), codec, **more)
     with av.open(str(plain)) as source, av.open(str(path), "w") as target:
         video = target.add_stream_from_template(source.streams.video[0])
-        for n, packet in enumerate(source.demux(video=0)):
-            if packet.size and n != number:
-                packet.stream = video
-                target.mux(packet)
+        whole = [packet for packet in source.demux(video=0) if packet.size]
+        kept = [packet for n, packet in enumerate(whole) if n not in numbers]
+        places = sorted(packet.pts for packet in kept)
+        pts, dts = sorted(packet.pts for packet in whole), [packet.dts for packet in whole]
+        for n, packet in enumerate(kept):
+            if recounted:
+                packet.pts, packet.dts = pts[places.index(packet.pts)], dts[n]
+            packet.stream = video
+            target.mux(packet)
     plain.unlink()
     return path
 
 
 def two_sizes(path):
     """Raw H.264 whose second half is of another size."""
-    parts = [encode(path.with_name(f"{n}.h264"), form="h264", count=20, size=size) for n, size in enumerate(SIZES)]
+    parts = [
+        encode(path.with_name(f"{n}.h264"), form="h264", first=20 * n, count=20, size=size)
+        for n, size in enumerate(SIZES)
+    ]
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     for part in parts:
         part.unlink()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from csip.ingest.benchmarks.lsvid import sidecar_folder as lsvid_sidecars
 from csip.ingest.benchmarks.mars import mars
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, SplitRow
 from csip.ingest.benchmarks.walkers import walkers
+from csip.ingest.prefetch import meanwhile, prefetch
 from csip.plain import digest, to_plain
 from csip.tables import quote
 from csip.types import Outcome, Output, Progress, Snapshot, Stage
@@ -38,6 +40,8 @@ IMPORT_VERSION = 1
 
 _COMMIT_FRAMES = 4_000
 _COMMIT_BYTES = 64 * 1024**2  # of pictures: those of one's own data set may be large
+_LOADED_AHEAD = 1
+_SECONDS_BETWEEN_RECORDS = 1.0
 _PINNED = ("tracklets", "crops", "skeletons", "splits")
 
 
@@ -159,6 +163,19 @@ def is_benchmark(sources: Sequence[str]) -> bool:
     return bool(named)
 
 
+def check_place(source: str) -> None:
+    """Look whether there is something where a benchmark's source says, and open none of it.
+
+    Raises:
+        SourceError: there is nothing, or a file in the place of a folder.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "labelled":
+        _existing(rest, source)
+    elif kind != "walkers":
+        _folder(rest, source)
+
+
 def open_benchmark(source: str, config: ExtractConfig, runtime: RuntimeConfig) -> Benchmark:
     """Find and check the benchmark that a source names, `kind:` and what that kind wants behind it.
 
@@ -212,8 +229,11 @@ def import_benchmark(out: Output, source: str, config: ExtractConfig, runtime: R
         SourceError: the source names no benchmark, or the data set is not as it should be; nothing is written then.
         StoreError: another snapshot has this name.
     """
-    yield Progress("import_benchmark", 0, 0, "tracklets")
-    benchmark = open_benchmark(source, config, runtime)
+    nothing_yet = Progress("import_benchmark", 0, 0, "tracklets")
+    yield nothing_yet
+    benchmark = yield from meanwhile(
+        lambda: open_benchmark(source, config, runtime), _SECONDS_BETWEEN_RECORDS, nothing_yet
+    )
     tables.prepare_store(out.store)
     content = digest(IMPORT_VERSION, benchmark.digest)
     name = f"{benchmark.name}-{content[:8]}"
@@ -247,15 +267,34 @@ def _write_tracklets(store: str, benchmark: Benchmark, content: str) -> Iterator
     todo = sorted(set(names) - set(have))
     waiting: list[BenchmarkTracklet] = []
     frames = size = 0
-    for i, name in enumerate(todo):
-        yield Progress("import_benchmark", len(names) - len(todo) + i, len(names), "tracklets")
-        waiting.append(benchmark.load(name))
-        frames, size = frames + len(waiting[-1]), size + sum(map(len, waiting[-1].images))
-        if frames >= _COMMIT_FRAMES or size >= _COMMIT_BYTES:
-            _commit(store, waiting, content)
-            waiting, frames, size = [], 0, 0
+    done = len(names) - len(todo)
+    with _loading(benchmark, todo) as loaded:
+        for tracklet in loaded:
+            yield Progress("import_benchmark", done, len(names), "tracklets")
+            if tracklet is None:
+                continue
+            done += 1
+            waiting.append(tracklet)
+            frames, size = frames + len(tracklet), size + sum(map(len, tracklet.images))
+            if frames >= _COMMIT_FRAMES or size >= _COMMIT_BYTES:
+                _commit(store, waiting, content)
+                waiting, frames, size = [], 0, 0
     if waiting:
         _commit(store, waiting, content)
+
+
+@contextmanager
+def _loading(benchmark: Benchmark, names: Sequence[str]) -> Iterator[Iterator[BenchmarkTracklet | None]]:
+    """Load tracklets a step ahead of who writes them; None while one takes long, as behind hours of video it may."""
+    with ExitStack() as stack:
+        loads = (benchmark.load(name) for name in names)
+        if benchmark.decoder:
+            stack.enter_context(benchmark.decoder)
+        loaded = stack.enter_context(closing(prefetch(loads, _LOADED_AHEAD, _SECONDS_BETWEEN_RECORDS)))
+        if benchmark.decoder:
+            # Whoever stops early does not wait for a decoder that may hang.
+            stack.callback(benchmark.decoder.interrupt)
+        yield loaded
 
 
 def _own(content: str) -> str:

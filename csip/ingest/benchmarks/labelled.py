@@ -18,10 +18,11 @@ from csip.ingest.benchmarks.labelled_people import ROLES, Listing, check_people,
 from csip.ingest.benchmarks.labelled_pictures import Pictures
 from csip.ingest.benchmarks.labelled_video import Videos
 from csip.ingest.benchmarks.records import Benchmark, BenchmarkTracklet, SplitRow
+from csip.ingest.decoder import Decoder
 from csip.plain import digest
 from csip.protocols import LABELLED
 
-LABELLED_VERSION: Final = 1
+LABELLED_VERSION: Final = 2
 """Raise it when a change to this loader changes the rows that it makes of the same files."""
 
 _ADVICE = (
@@ -41,13 +42,14 @@ def labelled(
         source: as the user named it.
         skeletons: where they come from.
         config: `benchmark` says where side-car files lie, `track` how crops of videos are encoded.
-        runtime: threads of the video decoder.
+        runtime: threads and deadlines of the video decoder.
 
     Raises:
         SourceError: the data set is not what it should be; one message lists everything that is wrong.
     """
     findings = Findings(source)
-    listing = _list(path.absolute(), source, skeletons, config, runtime, findings)
+    decoder = Decoder(runtime)
+    listing = _list(path.absolute(), source, skeletons, config, decoder, findings)
     labels = listing.labels
     check_people(labels, findings)
     camids = number_cameras(one.camera for one in labels)
@@ -67,7 +69,7 @@ def labelled(
         return listing.load(i, name, camids[labels[i].camera])
 
     counts = {**count_people(labels, listing.lengths), **listing.counts}
-    return Benchmark(LABELLED, content, tuple(rows), load, skeletons.layout, dict(skeletons.extractor), counts)
+    return Benchmark(LABELLED, content, tuple(rows), load, skeletons.layout, dict(skeletons.extractor), counts, decoder)
 
 
 def _list(
@@ -75,7 +77,7 @@ def _list(
     source: str,
     skeletons: SkeletonSource,
     config: ExtractConfig,
-    runtime: RuntimeConfig,
+    decoder: Decoder,
     findings: Findings,
 ) -> Listing:
     """Tell the three forms apart, and list the tracklets of the one there is."""
@@ -94,7 +96,7 @@ def _list(
             skeletons,
             sidecars,
             quality=config.track.jpeg_quality,
-            threads=runtime.decode_threads,
+            decoder=decoder,
             findings=findings,
         )
     pictures = Pictures(root, skeletons, sidecars, findings)

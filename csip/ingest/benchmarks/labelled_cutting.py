@@ -5,6 +5,8 @@ Shapes: T frames of a tracklet, H and W pixels of a frame.
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,8 @@ import numpy.typing as npt
 
 from csip.errors import VideoError
 from csip.ingest.cut import encode_crop
-from csip.ingest.video import read_frames
-from csip.types import IntArray
+from csip.ingest.decoder import Decoder
+from csip.types import Frames, IntArray
 
 _DECODE_BATCH = 16
 
@@ -47,28 +49,28 @@ class Cutter:
     Args:
         tracks: those of a run lie together, in it those of a video, in it the earlier last frame comes first.
         quality: of the crops' JPEG, 1..100.
-        threads: of the decoder.
+        decoder: reads the videos; this closes nothing.
     """
 
-    def __init__(self, tracks: Sequence[Track], *, quality: int, threads: int) -> None:
-        self._tracks, self._quality, self._threads = tracks, quality, threads
+    def __init__(self, tracks: Sequence[Track], *, quality: int, decoder: Decoder) -> None:
+        self._tracks, self._quality, self._decoder = tracks, quality, decoder
         self._pass: _Pass | None = None
 
     def cut(self, number: int) -> tuple[list[bytes], npt.NDArray[np.float64]]:
         """Give a tracklet's T crops as JPEG, and the T times of their frames in seconds from the container.
 
         Raises:
-            VideoError: the video gives no picture for one of the frames.
+            VideoError: the video gives no picture for one of the frames, or its decoder hung or died.
         """
         if self._pass is None or not self._pass.can_give(number):
-            self._pass = _Pass(self._tracks, number, self._quality, self._threads)
+            self._pass = _Pass(self._tracks, number, self._quality, self._decoder)
         return self._pass.give(number)
 
 
 class _Pass:
-    """One reading of a video, from its first frame on, for the tracklets from `first` to the last of its run."""
+    """One reading of a video, for the tracklets from `first` to the last of its run."""
 
-    def __init__(self, tracks: Sequence[Track], first: int, quality: int, threads: int) -> None:
+    def __init__(self, tracks: Sequence[Track], first: int, quality: int, decoder: Decoder) -> None:
         self._video, self._quality, self._next = tracks[first].video, quality, first
         end = first
         while end < len(tracks) and (tracks[end].run, tracks[end].video) == (tracks[first].run, self._video):
@@ -82,7 +84,8 @@ class _Pass:
         self._frame, self._owner = frame[order], owner[order]
         self._boxes = np.concatenate([tracks[number].boxes for number in self._missing])[order]
         self._at = 0
-        self._images = self._read(threads)
+        first, last = int(self._frame[0]), int(self._frame[-1])
+        self._images = _images(decoder.frames(self._video, batch=_DECODE_BATCH, start=first, stop=last + 1))
 
     def can_give(self, number: int) -> bool:
         """Tell whether a tracklet is still to come."""
@@ -105,11 +108,11 @@ class _Pass:
                 "has, and cut the others. The file is damaged; copy it anew, or take these frames out of the file that "
                 "names them."
             )
+        if self._next == self._end:
+            # Read to where it ends, the decoder need not be started anew; what else is wrong there, nobody needs.
+            with contextlib.suppress(VideoError):
+                deque(self._images, maxlen=0)
         return [image for image, _ in crops], np.array([time for _, time in crops], np.float64)
-
-    def _read(self, threads: int) -> Iterator[tuple[npt.NDArray[np.uint8], int, float]]:
-        for frames in read_frames(self._video, batch=_DECODE_BATCH, threads=threads):
-            yield from zip(frames.pixels, frames.frame_index.tolist(), frames.time.tolist(), strict=True)
 
     def _cut(self, pixels: npt.NDArray[np.uint8], frame: int, time: float) -> None:
         """Cut out of a frame (H, W, 3) what lies in it for tracklets that were not given yet."""
@@ -121,3 +124,8 @@ class _Pass:
                     box = self._boxes[self._at].astype(np.float32)
                     self._held[owner].append((encode_crop(pixels, box, self._quality), time))
             self._at += 1
+
+
+def _images(frames: Iterator[Frames]) -> Iterator[tuple[npt.NDArray[np.uint8], int, float]]:
+    for some in frames:
+        yield from zip(some.pixels, some.frame_index.tolist(), some.time.tolist(), strict=True)

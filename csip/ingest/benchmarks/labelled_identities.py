@@ -20,7 +20,8 @@ from csip.ingest.benchmarks.checking import Findings
 from csip.ingest.benchmarks.labelled_index import MEND, Index, check_frames, group_rows, read_index
 from csip.ingest.benchmarks.labelled_people import JUNK, Labels, below, make_labels
 from csip.ingest.cut import clip_boxes
-from csip.ingest.video import VideoInfo, probe
+from csip.ingest.decoder import Decoder
+from csip.ingest.video import VideoInfo
 from csip.types import IntArray
 
 IDENTITIES: Final = ("identities.csv", "identities.parquet")
@@ -64,12 +65,13 @@ class Identities:
     counts: Mapping[str, int]
 
 
-def read_identities(root: Path, path: Path, findings: Findings) -> Identities:
+def read_identities(root: Path, path: Path, decoder: Decoder, findings: Findings) -> Identities:
     """Read who is where, and check each row against its video; no frame is decoded but one of each video.
 
     Args:
         root: the folder that the videos' paths are relative to.
         path: of the file.
+        decoder: looks at the videos; it is closed behind the last one.
         findings: where everything that is wrong goes.
 
     Raises:
@@ -87,22 +89,23 @@ def read_identities(root: Path, path: Path, findings: Findings) -> Identities:
     videos, paths = {}, dict.fromkeys(range(len(names)), "")
     people = np.flatnonzero(pid != JUNK)
     people = people[np.argsort(video[people], kind="stable")]
-    for rows in np.split(people, np.flatnonzero(np.diff(video[people])) + 1) if len(people) else []:
-        code = int(video[rows[0]])
-        plain, info = _probe(root, names[code], index.where(int(rows[0])), findings)
-        if info is not None:
-            paths[code] = plain
-            videos[plain] = info
-            pixels[rows] = _check_rows(index, rows, frame, boxes, info, findings)
-            outside = (boxes[rows, :2] < 0).any(axis=1) | (boxes[rows, 2:] > (info.width, info.height)).any(axis=1)
-            counts["boxes cut off by the frame"] += int(outside.sum())
+    with decoder:
+        for rows in np.split(people, np.flatnonzero(np.diff(video[people])) + 1) if len(people) else []:
+            code = int(video[rows[0]])
+            plain, info = _probe(root, names[code], index.where(int(rows[0])), decoder, findings)
+            if info is not None:
+                paths[code] = plain
+                videos[plain] = info
+                pixels[rows] = _check_rows(index, rows, frame, boxes, info, findings)
+                outside = (boxes[rows, :2] < 0).any(axis=1) | (boxes[rows, 2:] > (info.width, info.height)).any(axis=1)
+                counts["boxes cut off by the frame"] += int(outside.sum())
     counts["videos"] = len(videos)
     counts["junk boxes left out"] = len(index) - len(people)
     tracklets = _gather(index, pid, frame, pixels, [paths[code] for code in range(len(names))], counts, findings)
     return Identities(tracklets, videos, counts)
 
 
-def _probe(root: Path, name: str, where: str, findings: Findings) -> tuple[str, VideoInfo | None]:
+def _probe(root: Path, name: str, where: str, decoder: Decoder, findings: Findings) -> tuple[str, VideoInfo | None]:
     plain = below(name, where, findings)
     if plain is None:
         return "", None
@@ -110,10 +113,14 @@ def _probe(root: Path, name: str, where: str, findings: Findings) -> tuple[str, 
         findings.add("missing videos", f"{where}: found no file {plain!r} in {root}")
         return plain, None
     try:
-        return plain, probe(root / plain)
+        info = decoder.probe(root / plain)
     except VideoError as error:
         findings.add("videos that cannot be read", str(error))
         return plain, None
+    if info.num_frames < info.announced_frames:
+        found = f"found {info.num_frames} frames in {plain}, expected the {info.announced_frames} that it announces"
+        findings.add("videos that are not complete", f"{where}: {found}")
+    return plain, info
 
 
 def _check_rows(

@@ -18,6 +18,7 @@ from csip.ingest.benchmarks.labelled_cutting import Cutter, Track
 from csip.ingest.benchmarks.labelled_identities import VideoTracklet, read_identities
 from csip.ingest.benchmarks.labelled_people import Labels
 from csip.ingest.benchmarks.records import BenchmarkTracklet
+from csip.ingest.decoder import Decoder
 from csip.joints import LAYOUTS
 from csip.plain import digest
 from csip.types import FloatArray, IntArray
@@ -36,7 +37,7 @@ class Videos:
         sidecars: name of the folder of side-car files, <sidecars>/<video>/<pid>/<tracklet>/<frame>.json below the root;
             empty to look for none.
         quality: of the crops' JPEG, 1..100.
-        threads: of the decoder.
+        decoder: reads the videos; `load` leaves it open.
         findings: where everything that is wrong goes.
 
     Raises:
@@ -51,11 +52,11 @@ class Videos:
         sidecars: str,
         *,
         quality: int,
-        threads: int,
+        decoder: Decoder,
         findings: Findings,
     ) -> None:
         self._root, self._skeletons, self._sidecars, self._quality = root, skeletons, sidecars, quality
-        said = read_identities(root, path, findings)
+        said = read_identities(root, path, decoder, findings)
         self._tracklets = sorted(said.tracklets, key=_place)
         self._videos = {name: info.sha256 for name, info in said.videos.items()}
         self._counts = dict(said.counts)
@@ -63,7 +64,7 @@ class Videos:
         if sidecars:
             self._counts["frames without a side-car file"] = sum(self.lengths) - len(self._beside)
         tracks = [Track(one.labels.role, root / one.video, one.frame_index, one.boxes) for one in self._tracklets]
-        self._cutter = Cutter(tracks, quality=quality, threads=threads)
+        self._cutter = Cutter(tracks, quality=quality, decoder=decoder)
 
     @property
     def labels(self) -> Sequence[Labels]:
@@ -94,7 +95,7 @@ class Videos:
 
         Raises:
             SourceError: a side-car file does not hold what it should.
-            VideoError: a frame cannot be decoded.
+            VideoError: a frame cannot be decoded, or the video's decoder hung or died.
         """
         one = self._tracklets[number]
         images, time = self._cutter.cut(number)

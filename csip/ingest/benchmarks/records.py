@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from csip.ingest.decoder import Decoder
 from csip.joints import LAYOUTS
 from csip.types import FloatArray, IntArray
 
@@ -119,6 +120,7 @@ class Benchmark:
         layout: of all its skeletons; empty where there are none.
         extractor: what made the skeletons, for people: name, units, weights' digest; no paths. Empty without skeletons.
         counts: what the check found and left out, by what it is ("junk tracklets left out").
+        decoder: what `load` reads videos with; whoever loads closes it. None where there are none.
     """
 
     name: str
@@ -128,3 +130,4 @@ class Benchmark:
     layout: str
     extractor: Mapping[str, Any]
     counts: Mapping[str, int] = field(default_factory=dict)
+    decoder: Decoder | None = None

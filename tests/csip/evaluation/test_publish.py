@@ -8,9 +8,11 @@ import pytest
 
 from csip import tables
 from csip.config import DetectConfig, ExtractConfig, SplitConfig, TrackConfig
-from csip.errors import TooLittleDataError
+from csip.errors import StoreError, TooLittleDataError
+from csip.evaluation import publish as publishing
 from csip.evaluation.protocol import BETWEEN, TOO_SHORT
 from csip.evaluation.publish import publish
+from csip.maintenance.unused import give_back
 from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord
 from csip.types import ExtractDigests, ExtractedVideo, Output, SourceVideo, VideoList
@@ -90,6 +92,17 @@ def write(store, video, tracklets, *, track=TRACK, dropped=None, confidence=0.8)
     tables.record_run(store, run)
 
 
+def detected(store, video, key, *, left_out=None, reason="", detect="e"):
+    """Say that a segment of a video was detected."""
+    counts = {"frames": 50, "detections": 25, "left_out": left_out or {}, "reason": reason}
+    record = RunRecord(
+        *(f"{video}-{key}-{tables.now()}", "detect_video", f"{video}-{key}", {}),
+        {"video_sha": sha(video), "detect_digest": detect},
+        *({}, counts, {}, "s", "", "cpu", tables.now(), 1.0),
+    )
+    tables.record_run(store, record)
+
+
 def listed(**cameras):
     """A list of videos, by letter, with their cameras."""
     videos = tuple(SourceVideo(sha(letter), f"/{letter}.mp4", camera, 10.0) for letter, camera in cameras.items())
@@ -165,6 +178,7 @@ def test_a_snapshot_pins_every_table_a_reader_needs(store, published):
     assert row["videos"] == [sha("a"), sha("b")]
     assert row["config"] == json.loads(json.dumps(row["config"]))
     assert row["config"]["split"]["gap_seconds"] == 0.3
+    assert row["config"]["digests"] == {"detect": "e" * 64, "track": TRACK}
     write(store, "c", [TENTHS])
     assert tables.count(tables.pinned(snapshot, "tracklets")) == 5
 
@@ -218,10 +232,55 @@ def test_counts_add_up_over_videos_and_confidence_is_weighted_by_crops(store, pu
     assert counts["keypoint_confidence"] == pytest.approx((48 * 0.5 + 12 * 0.9) / 60, abs=1e-4)
 
 
+def test_people_that_were_not_looked_for_and_videos_that_break_off_are_counted(store, published):
+    detected(store, "a", "0", left_out={"smaller than min_box_height": 4, "outside region": 1})
+    detected(store, "a", "1", left_out={"smaller than min_box_height": 2, "outside region": 0})
+    detected(store, "a", "1", left_out={"smaller than min_box_height": 2, "outside region": 0})  # by two builds at once
+    detected(store, "b", "0", left_out={"outside region": 10}, reason="b.mp4: read 5 of 9 frames")
+    detected(store, "b", "x", left_out={"outside region": 500}, reason="other settings", detect="f")
+    detected(store, "c", "0", left_out={"outside region": 500}, reason="not in this build")
+    counts = published(store, listed(a="gate", b="yard")).counts
+    assert counts["people_left_out"] == {"outside region": 11, "smaller than min_box_height": 6}
+    assert counts["partial_videos"] == 1
+
+
+def test_videos_none_of_which_was_extracted_are_refused_as_that(store, published):
+    with pytest.raises(TooLittleDataError, match=r"None of 2 videos could be extracted.*the first: /y\.mp4"):
+        published(store, listed(y="gate", z="roof"))
+
+
 def test_a_video_that_was_not_extracted_is_left_out_and_counted(store, published):
-    done = published(store, listed(a="gate", b="yard", z="roof"))
+    videos = listed(a="gate", b="yard", z="roof")
+    done = published(store, dataclasses.replace(videos, batches=(videos.videos[2:],)))
     assert (done.counts["videos"], done.counts["videos_left_out"]) == (2, 1)
     assert done.snapshot == published(store, listed(a="gate", b="yard")).snapshot
+
+
+GONE = r"1 videos that this build has extracted, or found extracted, are not there any more: .*; run the same command"
+
+
+def test_a_video_that_was_done_when_the_build_listed_it_is_not_left_out_in_silence(store, published):
+    with pytest.raises(StoreError, match=GONE):
+        published(store, listed(a="gate", b="yard", z="roof"))
+    extracted = ((ExtractedVideo(sha("z"), TRACK, "run-z"),),)
+    videos = listed(a="gate", z="roof")
+    with pytest.raises(StoreError, match=GONE):
+        published(store, dataclasses.replace(videos, batches=(videos.videos[1:],)), extracted=extracted)
+    assert tables.read(tables.current(store, "snapshots")).to_pylist() == []
+
+
+def test_what_is_taken_away_before_it_is_pinned_is_not_published(store, published, monkeypatch):
+    real = publishing._write_splits
+
+    def meanwhile(*args):
+        (run,) = [run for run in tables.find_runs(store, "true") if run.outputs["video_sha"] == sha("b")]
+        tables.record_runs(store, give_back([run]))
+        return real(*args)
+
+    monkeypatch.setattr(publishing, "_write_splits", meanwhile)
+    with pytest.raises(StoreError, match=GONE):
+        published(store, listed(a="gate", b="yard"))
+    assert tables.read(tables.current(store, "snapshots")).to_pylist() == []
 
 
 def test_a_video_whose_tracklets_were_all_dropped_takes_part_without_people(store, published):

@@ -15,14 +15,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A store with a published snapshot, the videos of a second build, and the rows of that one undisturbed."""
+    """A published snapshot in a store; the videos of a second build, and the rows and runs of an undisturbed one."""
     folder = tmp_path_factory.mktemp("builds")
     first, others = builds.make_videos(folder)
     base, whole = folder / "base", folder / "whole"
     snapshot = builds.build(str(base), [str(first)])
     shutil.copytree(base, whole)
     builds.build(str(whole), [str(path) for path in others])
-    return base, others, snapshot, builds.rows(whole)
+    return base, others, snapshot, builds.rows(whole), builds.finished_runs(whole)
 
 
 def faults(store):
@@ -36,7 +36,7 @@ def test_a_build_killed_at_any_point_is_made_good_by_the_next(tmp_path):
 
 
 def test_two_builds_at_once_make_no_row_twice_and_lose_none(made, tmp_path):
-    base, others, snapshot, expected = made
+    base, others, snapshot, expected, runs = made
     for number in range(3):
         store = tmp_path / f"store-{number}"
         shutil.copytree(base, store)
@@ -46,12 +46,15 @@ def test_two_builds_at_once_make_no_row_twice_and_lose_none(made, tmp_path):
             _, told = one.communicate(timeout=300)
             assert one.returncode == 0, told
         assert builds.rows(store) == expected
+        # Both may have done the same work, and then say the same of it.
+        done = builds.finished_runs(store)
+        assert [one for i, one in enumerate(done) if one not in done[:i]] == runs
         assert builds.published(store, snapshot) == before
         assert faults(store) == []
 
 
 def test_two_builds_of_different_videos_at_once_both_publish(made, tmp_path):
-    base, others, _, expected = made
+    base, others, _, expected, _ = made
     store = tmp_path / "store"
     shutil.copytree(base, store)
     both = [builds.start(store, [one]) for one in others]
@@ -66,7 +69,7 @@ def test_two_builds_of_different_videos_at_once_both_publish(made, tmp_path):
 
 
 def test_a_full_disk_ends_a_build_in_plain_words_and_space_lets_it_complete(made, tmp_path):
-    base, others, snapshot, expected = made
+    base, others, snapshot, expected, runs = made
     store, kept = tmp_path / "store", tmp_path / "kept"
     shutil.copytree(base, kept)
     size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
@@ -87,4 +90,5 @@ def test_a_full_disk_ends_a_build_in_plain_words_and_space_lets_it_complete(made
     assert builds.published(kept, snapshot) == builds.published(base, snapshot)
     builds.build(str(kept), [str(path) for path in others])
     assert builds.rows(kept) == expected
+    assert builds.finished_runs(kept) == runs
     assert tables.open_snapshot(str(kept), snapshot).name == snapshot

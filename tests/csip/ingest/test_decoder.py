@@ -15,7 +15,8 @@ import pytest
 
 import csip
 from csip.config import RuntimeConfig
-from csip.errors import StageError, VideoError
+from csip.errors import DecoderLostError, StageError, VideoError
+from csip.ingest import decoder as decoder_module
 from csip.ingest import decoder_process as module
 from csip.ingest.decoder import Decoder
 from csip.ingest.video import probe, read_frames
@@ -213,6 +214,61 @@ decoder_child.read_images = dawdling
     assert 4 <= len(seen) <= 10
 
 
+def test_a_large_file_on_a_slow_disk_is_waited_for(tmp_path, monkeypatch, short):
+    # A second passes before the frames come, as for a file of many bytes.
+    slow = """
+import time
+scan_file = decoder_child.LastScan()
+def dawdling(path, alive):
+    for _ in range(10):
+        time.sleep(0.1)
+        alive()
+    return scan_file(path, alive)
+decoder_child.LastScan = lambda: dawdling
+"""
+    replace_child(monkeypatch, tmp_path, slow)
+    runtime = RuntimeConfig(decode_limit_seconds=0.3, decode_limit_factor=0)
+    with Decoder(runtime) as decoder, pytest.raises(VideoError, match=r"was waited for \d s, longer than"):
+        next(decoder.frames(short, batch=1))
+    monkeypatch.setattr(decoder_module, "_SLOWEST_READ", short.stat().st_size / 60)
+    with Decoder(runtime) as decoder:
+        assert indices(decoder.frames(short, batch=8)) == list(range(30))
+        assert decoder.probe(short).num_frames == 30
+
+
+def test_a_file_whose_size_cannot_be_told_is_asked_for_all_the_same(decoder, short, monkeypatch):
+    # As behind a link into a folder that is closed to this user, or on a network that is gone.
+    def stat(path, *args, give=os.stat, **kwargs):
+        if path == short:
+            raise PermissionError(13, "Permission denied", str(path))
+        return give(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert decoder.probe(short).num_frames == 30
+    assert indices(decoder.frames(short, batch=8)) == list(range(30))
+
+
+@pytest.mark.parametrize("name", ["gone.mp4", "a\0b.mp4"])
+def test_a_file_that_cannot_be_opened_any_more_did_not_break_off(decoder, tmp_path, name):
+    with pytest.raises(DecoderLostError, match="no such file"):
+        next(decoder.frames(tmp_path / name, batch=4))
+
+
+def test_a_disk_that_fails_is_no_damage_of_the_file(tmp_path, monkeypatch, short):
+    failing = """
+from csip.errors import DecoderLostError
+def fail(*args):
+    yield from list(video.read_images(*args))[:9]
+    raise DecoderLostError("a.mp4: reading it failed (Stale file handle).")
+decoder_child.read_images = fail
+"""
+    replace_child(monkeypatch, tmp_path, failing)
+    seen = []
+    with Decoder(RUNTIME) as decoder, pytest.raises(DecoderLostError, match="Stale file handle"):
+        seen.extend(decoder.frames(short, batch=4))
+    assert indices(seen) == list(range(9))
+
+
 def test_what_the_consumer_takes_does_not_count(short):
     runtime = RuntimeConfig(decode_stall_seconds=1, decode_limit_seconds=1, decode_limit_factor=0)
     with Decoder(runtime) as decoder:
@@ -238,6 +294,15 @@ def test_a_reading_that_is_given_up_leaves_the_decoder_ready(decoder, short):
     assert decoder.probe(short).num_frames == 30
     with pytest.raises(ValueError, match=r"another reading was begun"):
         list(other)
+
+
+def test_an_interrupt_ends_what_is_only_about_to_be_read(decoder, short):
+    decoder.interrupt()
+    for _ in range(2):
+        with pytest.raises(DecoderLostError, match="died of SIGKILL"):
+            decoder.probe(short)
+    decoder.close()
+    assert decoder.probe(short).num_frames == 30
 
 
 def test_two_decoders_work_side_by_side_in_threads(short):

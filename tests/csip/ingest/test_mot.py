@@ -1,9 +1,14 @@
 """Tracks of hand-made stores as MOTChallenge text, read back by the format's own description."""
 
+import os
+
+import pytest
+
 from csip import tables
 from csip.config import ExtractConfig
+from csip.errors import CsipError
 from csip.evaluation.publish import publish
-from csip.ingest.mot import write_mot
+from csip.ingest.mot import check_target, write_mot
 from csip.ingest.records import record_pass
 from csip.plain import to_plain
 from csip.types import ExtractDigests, Output, SourceVideo, VideoList
@@ -65,6 +70,15 @@ def write(store, letter, path, tracklets):
     return video
 
 
+def put_rows(store, *videos):
+    plain = {"bytes": 1, "codec": "", "width": 1, "height": 1, "fps": 10.0, "expected_frames": 9, "num_frames": 9}
+    rows = [
+        plain | {"video_sha": v.video_sha, "path": v.path, "duration": 1.0, "status": "ok", "reason": ""}
+        for v in videos
+    ]
+    tables.upsert(store, "videos", tables.from_rows("videos", rows))
+
+
 def published(store, *videos):
     return run(publish(Output(store, "run-p"), VideoList(videos, (), DIGESTS), (), CONFIG)).value
 
@@ -93,13 +107,60 @@ def test_several_videos_are_files_of_their_own_and_namesakes_are_told_apart(tmp_
             {"a": "/x/street.mp4", "b": "/y/street.avi", "c": f"/{'z' * 250}"}.items()
         )
     ]
-    plain = {"bytes": 1, "codec": "", "width": 1, "height": 1, "fps": 10.0, "expected_frames": 9, "num_frames": 9}
-    rows = [
-        plain | {"video_sha": v.video_sha, "path": v.path, "duration": 1.0, "status": "ok", "reason": ""}
-        for v in videos
-    ]
-    tables.upsert(store, "videos", tables.from_rows("videos", rows))
+    put_rows(store, *videos)
     files = write_mot(published(store, *videos), tmp_path / "mot")
     assert [path.name for path in files] == ["street-aaaaaaaa.txt", "street-bbbbbbbb.txt", "z" * 250 + ".txt"]
     assert [path.read_text().split(",")[0] for path in files] == ["1", "2", "3"]
     assert sorted((tmp_path / "mot").iterdir()) == sorted(files)
+
+
+def test_one_video_goes_into_a_folder_that_is_there(tmp_path):
+    store = str(tmp_path / "store")
+    video = write(store, "a", "/x/street.mp4", [[(0, [0, 0, 10, 20], 0.5)]])
+    put_rows(store, video)
+    (tmp_path / "tracks").mkdir()
+    snapshot = published(store, video)
+    assert write_mot(snapshot, tmp_path / "tracks") == [tmp_path / "tracks" / "street.txt"]
+    assert (tmp_path / "tracks" / "street.txt").read_text().startswith("1,1,1.00")
+    assert write_mot(snapshot, tmp_path / "tracks") == [tmp_path / "tracks" / "street.txt"]
+
+
+def test_tracks_that_cannot_be_written_are_said(tmp_path):
+    store = str(tmp_path / "store")
+    videos = [write(store, one, f"/{one}.mp4", [[(0, [0, 0, 10, 20], 0.5)]]) for one in "ab"]
+    put_rows(store, *videos)
+    (tmp_path / "tracks.txt").touch()
+    with pytest.raises(CsipError, match=r"tracks\.txt/a\.txt: tracks could not be written \(.*name another"):
+        write_mot(published(store, *videos), tmp_path / "tracks.txt")
+
+
+@pytest.mark.parametrize("videos", [1, 2])
+def test_a_place_for_tracks_is_looked_at_before_anything_is_built(tmp_path, videos):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.txt").touch()
+    for good in ("folder", "new.txt", "new/deep/er.txt", "folder/new.txt"):
+        check_target(tmp_path / good, videos)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder"], "nothing is made"
+    bad = {
+        tmp_path / "file.txt" / "x.txt": "file.txt is a file, expected",
+        "/dev/null": "is neither a file nor a folder",
+    }
+    if videos == 1:
+        check_target(tmp_path / "file.txt", videos)
+    else:
+        bad[tmp_path / "file.txt"] = "is a file, expected a folder, for a file each of 2 videos"
+    for path, told in bad.items():
+        with pytest.raises(CsipError, match=told):
+            check_target(type(tmp_path)(path), videos)
+
+
+def test_a_folder_that_may_not_be_written_to_holds_no_tracks(tmp_path, monkeypatch):
+    # Root may write everywhere, so the answer of the system is given here.
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    with pytest.raises(CsipError, match="this user may not write to"):
+        check_target(tmp_path / "new.txt", 1)
+
+
+def test_tracks_of_a_benchmark_are_refused_at_once(tmp_path):
+    with pytest.raises(CsipError, match="the source is of a benchmark, which brings its own tracklets"):
+        check_target(tmp_path / "new.txt", 0)

@@ -14,6 +14,7 @@ import pytest
 from csip import tables
 from csip.errors import DecoderLostError, StoreError
 from csip.evaluation.publish import publish
+from csip.ingest import decoder_process
 from csip.ingest import extract as stage_module
 from csip.ingest.decoder import Decoder
 from csip.ingest.pose import Seen
@@ -331,3 +332,40 @@ def test_without_stored_detections_nothing_is_tracked_again(published, steps):
     tables.delete(str(store), "runs", "stage = 'detect_video'")
     with pytest.raises(StoreError, match=r"the detections of 1 of 1 segments of .*street\.mp4 are not there"):
         run(stage_module.extract_videos(out, listed.batches[0], listed.digests, config, steps.runtime))
+
+
+def test_a_build_that_goes_on_behind_hours_of_known_video_shows_that_it_works(
+    replayed, whole, street, short, steps, tmp_path, monkeypatch
+):
+    # The decoder comes from the first frame; neither that nor looking at the file may outlast a stage's patience.
+    store = tmp_path / "whole"
+    tables.delete(str(store), "runs", "stage = 'track_video'")
+    last = max(runs(store, "detect_video"), key=lambda one: one.counts["end_frame"])
+    tables.delete(str(store), "runs", f"run_id = '{last.run_id}'")
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import time\n"
+        "from csip.ingest import decoder_child, video\n"
+        "probe, decode = decoder_child.probe, video._decode\n"
+        "def slow_probe(*args):\n"
+        "    time.sleep(2)\n"
+        "    return probe(*args)\n"
+        "def slow(*args):\n"
+        "    for index, image in decode(*args):\n"
+        "        time.sleep(0.04 if image is None else 0)\n"
+        "        yield index, image\n"
+        "decoder_child.probe, video._decode = slow_probe, slow\n"
+        "decoder_child.main()\n"
+    )
+    monkeypatch.setattr(decoder_process, "CHILD", (str(script),))
+    stage = stage_module.extract_videos(
+        Output(str(store), "run-1"), (street,), extract_digests(short), short, steps.runtime
+    )
+    silences, begun = [], time.monotonic()
+    before = begun
+    for _ in stage:
+        silences.append(time.monotonic() - before)
+        before = time.monotonic()
+    assert before - begun > 2 + 60 * 0.04
+    assert max(silences) < 1.8
+    assert tracks(steps.rows(store, *ROWS)) == tracks(whole[0])

@@ -1,26 +1,31 @@
 """Every frame once, in order, at its own time, whichever decoder gives it; and plain words for what is no video."""
 
-import itertools
+import contextlib
+import dataclasses
+import errno
 import logging
 import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 import csip
-from csip.errors import VideoError
-from csip.ingest import video
-from csip.ingest.scan import LastScan
+from csip.errors import DecoderLostError, VideoError
+from csip.ingest import container, scan, video
+from csip.ingest.scan import LastScan, scan_video
 from csip.ingest.video import probe, read_frames
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
 BITS = 8
+FASTSTART = {"movflags": "+faststart"}
 
 
 def stamp(number):
@@ -257,40 +262,149 @@ def test_a_hole_in_a_file_shifts_no_later_frame(tmp_path):
     assert f"read {len(index)} of 200 frames" in error
 
 
-def test_padding_in_the_place_of_lost_frames_is_not_passed_on(tmp_path, monkeypatch):
-    """decord repeats the last picture until its own count is reached; here it does so for 5 of 30 frames."""
-    path = write_video(tmp_path / "a.mp4", count=30)
+def without_key_frame(path):
+    """A recording whose second key frame its network lost."""
+    whole = write_video(path.with_name("whole.mp4"))
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for n, packet in enumerate(source.demux(video=0)):
+            if packet.size and n != 12:
+                packet.stream = stream
+                target.mux(packet)
+    return path
 
-    def padded(reader, give=video._decord_images):
-        pictures = list(give(reader))
-        yield from pictures[:25]
-        yield from [pictures[24]] * 5
 
-    monkeypatch.setattr(video, "_decord_images", padded)
+def test_decord_gives_no_frame_that_its_referee_has_not_seen(tmp_path, caplog):
+    path = without_key_frame(tmp_path / "a.mp4")
+    _, index, time, error = read_all(path)
+    assert len(index) == count_decodable(path) < 59
+    assert "because the file is damaged there" in caplog.text
+    with av.open(str(path)) as container:
+        expected = sorted(float(frame.pts * frame.time_base) for frame in container.decode(video=0))
+    assert time == pytest.approx(expected)
+    assert f"read {len(index)} of 59 frames" in error
 
-    def short(path, threads, alive, *, give=video.pyav_frames):
-        return itertools.islice(give(path, threads, alive), 25)
 
-    monkeypatch.setattr(video, "pyav_frames", short)
-    stamps, _, _, error = read_all(path)
-    assert stamps == list(range(25))
-    assert "read 25 of 30 frames" in error
+def test_a_picture_that_hangs_on_a_damaged_one_shown_after_it_is_not_decords(tmp_path, monkeypatch):
+    # Frames 0 to 29 go by without a complaint: decord gives those that no later one can have hurt.
+    path = write_video(tmp_path / "a.mp4", count=60)
+    monkeypatch.setattr(video, "sound_times", lambda *_: iter_and_close(scan_video(path).pts[:30].tolist()))
+    given = []
+
+    def counting(*args, give=video._refereed):
+        for picture in give(*args):
+            given.append(len(given))
+            yield picture
+
+    monkeypatch.setattr(video, "_refereed", counting)
+    stamps, index, _, error = read_all(path)
+    assert error is None
+    assert stamps == index == list(range(60))
+    assert given == list(range(30 - 16))
+
+
+def test_frames_that_decord_loses_in_silence_are_not_taken_for_others(tmp_path, monkeypatch):
+    """Where its referee sees nothing, it makes up pictures at the end for the frames that it lost before."""
+    path = without_key_frame(tmp_path / "a.mp4")
+    monkeypatch.setattr(video, "sound_times", lambda *_: iter_and_close(scan_video(path).pts.tolist()))
+    with pytest.raises(DecoderLostError, match=r"a\.mp4: decord lost frames of it that PyAV decodes"):
+        list(read_frames(path, batch=4, threads=2))
+
+
+def iter_and_close(items):
+    yield from items
 
 
 def test_pyav_takes_over_where_decord_gives_up(tmp_path, monkeypatch, caplog):
     path = write_video(tmp_path / "a.mp4", count=40)
 
-    def failing(reader, give=video._decord_images):
-        for n, picture in enumerate(give(reader)):
+    def failing(*args, give=video._refereed):
+        for n, picture in enumerate(give(*args)):
             if n == 17:
                 raise video.decord.DECORDError("no more")
             yield picture
 
-    monkeypatch.setattr(video, "_decord_images", failing)
+    monkeypatch.setattr(video, "_refereed", failing)
     stamps, index, _, error = read_all(path)
     assert error is None
     assert stamps == index == list(range(40))
     assert "from frame 17 on PyAV decodes, because decord failed: no more" in caplog.text
+
+
+def test_hours_of_video_are_not_indexed_three_times(tmp_path, monkeypatch, caplog):
+    path = write_video(tmp_path / "a.mp4", count=40)
+    monkeypatch.setattr(scan, "_MOST_INDEXED", 39)
+    stamps, index, _, error = read_all(path)
+    assert error is None
+    assert stamps == index == list(range(40))
+    assert "decord's index of so many frames takes too much memory" in caplog.text
+
+
+def test_a_frame_costs_a_scan_a_few_bytes(tmp_path):
+    frames = 30_000
+    path = tmp_path / "a.mp4"
+    plain = write_video(tmp_path / "plain.mp4", count=2)
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        key = next(source.demux(video=0))
+        for n in range(frames):
+            packet = av.Packet(bytes(key))
+            packet.pts = packet.dts = n * 1024
+            packet.time_base, packet.stream, packet.is_keyframe = key.time_base, stream, n % 50 == 0
+            target.mux(packet)
+    tracemalloc.start()
+    try:
+        assert len(scan_video(path).pts) == frames
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Two times of eight bytes each, and a copy or two while they are sorted; as objects they took a hundred.
+    assert peak / frames < 60
+
+
+@pytest.mark.parametrize("error", [av.error.OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale")])
+def test_a_disk_that_fails_while_frames_come_is_no_damage_of_the_file(error):
+    def failing(_):
+        yield from (1, 2)
+        raise error
+
+    packets = container._packets(SimpleNamespace(demux=failing), None, Path("/videos/a.ts"))
+    assert [next(packets), next(packets)] == [1, 2]
+    with pytest.raises(DecoderLostError, match=rf"a\.ts: reading it failed \({error.strerror}\)\. Run the same"):
+        next(packets)
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.mp4"])
+@pytest.mark.parametrize("share", [0.6, 1.5])
+def test_a_file_that_does_not_read_as_it_did_is_not_taken_for_damaged(tmp_path, name, share):
+    # Many a demuxer takes a failing disk for the file's end, and then there are fewer packets than there were.
+    found = scan_video(write_video(tmp_path / name, count=80, options=FASTSTART if name == "a.mp4" else None))
+    if share < 1:
+        cut(tmp_path / name, tmp_path / name, share)
+    else:
+        write_video(tmp_path / name, count=120)
+    distrusted = dataclasses.replace(found, distrust="of the test")
+    with pytest.raises(DecoderLostError, match=rf"{name}: gave \d+ packets of video where it had 80 a moment before"):
+        list(video.read_images(tmp_path / name, distrusted, 1))
+
+
+def test_rows_of_damaged_video_hang_on_no_number_of_threads(tmp_path):
+    path = write_video(tmp_path / "a.mkv")
+    with av.open(str(path)) as opened:
+        packets = [(packet.pos, packet.size) for packet in opened.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for at, size in (packets[n] for n in (15, 30, 40)):
+        data[at + size // 2 : at + size] = bytes(size - size // 2)
+    path.write_bytes(data)
+    pictures = []
+    for threads in (1, 2, 5):
+        pictures.append([])
+        with contextlib.suppress(VideoError):
+            pictures[-1].extend(one for some in read_frames(path, batch=8, threads=threads) for one in some.pixels)
+    assert len(pictures[0]) == len(pictures[1]) == len(pictures[2]) > 40
+    for same in zip(*pictures, strict=True):
+        np.testing.assert_array_equal(same[0], same[1])
+        np.testing.assert_array_equal(same[0], same[2])
 
 
 def test_what_is_no_video_is_said_in_plain_words(tmp_path):

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from csip import tables
-from csip.config import PretrainConfig, Stage1Config, Stage2Config, ValidateConfig
+from csip.config import EmbedConfig, PretrainConfig, Stage1Config, Stage2Config, ValidateConfig
+from csip.evaluation.embed import embed
 from csip.models.checkpoints import load_checkpoint
 from csip.plain import from_plain, to_plain
 from csip.training.features import cache_features
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.training.stage1 import stage1
 from csip.training.stage2 import stage2
-from csip.types import CheckpointRef, Outcome, Output
+from csip.types import CheckpointRef, EmbeddingsRef, Outcome, Output, TableRef
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 PRETRAIN = PretrainConfig(epochs=2, learning_rate=1e-3, identities=4, clips_per_identity=2)
@@ -39,6 +40,12 @@ JOBS = {
     "stage2, two batches a step, left between them": (stage2, TWICE, 1),
 }
 ODD = dataclasses.replace(STAGE2, identities=3)
+# What makes rows: a stage, what it gives, its rows' keys; and in two processes that commit after 20 frames or 3 parts
+# (of 58 and 4), how many commits there are, and files: of the last part's commit one process has no row.
+ROWS = {
+    "cache_features": (cache_features, TableRef, ("tracklet_id", "frame_index"), 3, 6),
+    "embed": (embed, EmbeddingsRef, ("tracklet_id", "first_frame"), 2, 3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +64,12 @@ def inputs(tiny, tiny_snapshot, tmp_path_factory, run):
         "validate": ValidateConfig(),
         "seed": tiny.seed,
         "runtime": tiny.runtime,
+        "encoder": "trained",
     }
 
 
 def arguments(function, config, inputs, store):
+    tables.prepare_store(str(store))
     given = inputs | {"config": config, "out": Output(str(store), "run-1")}
     return {name: given[name] for name in inspect.signature(function).parameters}
 
@@ -70,7 +79,8 @@ def apart(inputs, tmp_path_factory):
     """What two processes make of every job, and of one that they cannot share: as each of them tells it."""
     folder = tmp_path_factory.mktemp("apart")
     jobs = []
-    for number, (function, config, left) in enumerate([*JOBS.values(), (stage2, ODD, 0)]):
+    rows = [(function, EmbedConfig(), 0) for function, *_ in ROWS.values()]
+    for number, (function, config, left) in enumerate([*JOBS.values(), (stage2, ODD, 0), *rows]):
         given = arguments(function, config, inputs, folder / f"{number}")
         plain = {name: to_plain(value) for name, value in given.items()}
         jobs.append({"module": function.__module__, "name": function.__name__, "arguments": plain, "left": left})
@@ -88,7 +98,7 @@ def apart(inputs, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     told = [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
-    return [dict(zip([*JOBS, "odd"], one, strict=True)) for one in told]
+    return [dict(zip([*JOBS, "odd", *ROWS], one, strict=True)) for one in told]
 
 
 def without_speed(figures):
@@ -120,6 +130,23 @@ def test_two_processes_train_as_one_does_on_the_same_batches(name, inputs, apart
         far[tensor.endswith("bias")] += int((~near).sum())
     weights = sum(value.numel() for tensor, value in want.items() if not tensor.endswith("bias"))
     assert far[False] < weights / 1000
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ROWS)
+def test_two_processes_make_the_rows_of_one_and_one_of_them_commits(name, inputs, apart, run, tmp_path):
+    function, kind, keys, commits, files = ROWS[name]
+    alone = run(function(**arguments(function, EmbedConfig(), inputs, tmp_path)))[1]
+    both = [from_plain(Outcome[kind], told[name]["outcome"]) for told in apart]
+    assert both[0] == both[1]
+    assert both[0].counts == alone.counts
+    pinned = [getattr(outcome.value, "table", outcome.value) for outcome in (alone, both[0])]
+    want, found = (tables.read(ref).sort_by([(key, "ascending") for key in keys]) for ref in pinned)
+    assert found.drop_columns("feature").equals(want.drop_columns("feature"))
+    torch.testing.assert_close(*(torch.from_numpy(tables.vectors_array(t["feature"]).copy()) for t in (found, want)))
+    # Each process has written files of its own, and there are as many versions as one process alone would have made.
+    assert pinned[1].version - pinned[0].version == commits - 1
+    assert len(tables.extent(pinned[1]).files) == files
 
 
 def test_two_processes_go_on_from_where_they_were_left(apart):

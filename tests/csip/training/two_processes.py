@@ -42,6 +42,8 @@ def work(job):
 
 def main(folder):
     torch.set_num_threads(1)
+    import_module("csip.training.features")._COMMIT_FRAMES = 20
+    import_module("csip.evaluation.embed")._COMMIT_PARTS = 3
     with ranks.joined():
         told = [work(job) for job in json.loads((folder / "jobs.json").read_text())]
         (folder / f"told-{ranks.rank()}.json").write_text(json.dumps(told))

@@ -5,8 +5,10 @@ import io
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,13 +17,14 @@ from PIL import Image
 
 from csip import tables
 from csip.config import BenchmarkConfig, ExtractConfig, RuntimeConfig, TrackConfig
-from csip.errors import SourceError, VideoError
-from csip.ingest.benchmarks import labelled_cutting
+from csip.errors import DecoderLostError, SourceError, VideoError
+from csip.ingest import decoder_process
+from csip.ingest.benchmarks import importing
 from csip.ingest.benchmarks.crops import NoSkeletons, SidecarSkeletons, Skeletons
 from csip.ingest.benchmarks.importing import import_benchmark, open_benchmark
 from csip.ingest.benchmarks.labelled import labelled
 from csip.ingest.benchmarks.labelled_cutting import Cutter, Track
-from csip.ingest.video import read_frames
+from csip.ingest.decoder import Decoder
 from csip.joints import COCO17
 from csip.protocols import LABELLED, PROTOCOLS
 from csip.types import TableRef
@@ -85,6 +88,19 @@ def edit(path, change):
 def put(**cells):
     """Change cells of the first row, which is on line 2."""
     return lambda rows: rows[0].update(cells)
+
+
+def cut_off(path):
+    """Leave a video without its last bytes, its index before them."""
+    whole = path.rename(path.with_suffix(".whole.mp4"))
+    with av.open(str(whole)) as source, av.open(str(path), "w", options={"movflags": "+faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    whole.unlink()
+    path.write_bytes(path.read_bytes()[:-600])
 
 
 @pytest.fixture
@@ -498,6 +514,10 @@ WRONG = {
         in_index("videos", put(tracklet="")),
         r"tracklets without a name: identities.csv line 2: found ''",
     ),
+    "an incomplete video": (
+        ("videos", lambda root: cut_off(root / "cam2.mp4")),
+        r"videos that are not complete: identities.csv line \d+: found \d+ frames in cam2.mp4, expected the 14 that",
+    ),
     "two identity files": (
         ("videos", lambda root: (root / "identities.parquet").write_bytes(b"")),
         r"found identities.csv and identities.parquet, expected one of them",
@@ -583,14 +603,14 @@ def test_empty_cells_of_parquet_are_named_by_their_row(make, tmp_path):
 
 
 def counted_readings(patch):
-    """Count how often each video is decoded, and how many frames are taken."""
+    """Count how often each video is decoded."""
     readings = []
 
-    def read(path, **options):
+    def read(decoder, path, *, give=Decoder.frames, **options):
         readings.append(path.name)
-        yield from read_frames(path, **options)
+        yield from give(decoder, path, **options)
 
-    patch.setattr(labelled_cutting, "read_frames", read)
+    patch.setattr(Decoder, "frames", read)
     return readings
 
 
@@ -621,24 +641,126 @@ def test_any_order_gives_the_same_crops(made):
     assert {name: anyhow.load(name).images for name in names} == images
 
 
+def replace_child(patch, tmp_path, code):
+    """Let the decoder's process run `code` first, which may change what it finds."""
+    script = tmp_path / "child.py"
+    script.write_text(f"import os, time\nfrom csip.ingest import decoder_child\n{code}\ndecoder_child.main()\n")
+    patch.setattr(decoder_process, "CHILD", (str(script),))
+
+
+BREAKS = {"crashes": ("os.kill(os.getpid(), 11)", "died of SIGSEGV"), "hangs": ("time.sleep(60)", "hung")}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_video_over_which_the_decoder_breaks_is_named_and_costs_no_more(made, tmp_path, monkeypatch, how):
+    does, told = BREAKS[how]
+    code = f"""
+probe = decoder_child.probe
+def broken(path, *rest):
+    if path.name == "cam2.mp4":
+        {does}
+    return probe(path, *rest)
+decoder_child.probe = broken
+"""
+    replace_child(monkeypatch, tmp_path, code)
+    runtime = RuntimeConfig(decode_stall_seconds=2)
+    with pytest.raises(SourceError, match=rf"1 videos that cannot be read[\s\S]*cam2\.mp4: the decoder.*{told}"):
+        labelled(made["videos"], "labelled:here", NoSkeletons(), ExtractConfig(), runtime)
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_an_import_that_a_decoder_breaks_names_the_video_and_goes_on_the_next_time(
+    made, out, run, tmp_path, monkeypatch, how
+):
+    does, told = BREAKS[how]
+    code = f"""
+read = decoder_child.read_images
+def broken(path, *rest):
+    for one in read(path, *rest):
+        if path.name == "cam2.mp4" and one[0] == 5:
+            {does}
+        yield one
+decoder_child.read_images = broken
+"""
+    source, config = f"labelled:{made['videos']}", ExtractConfig(benchmark=BenchmarkConfig(skeletons="none"))
+    with monkeypatch.context() as patch:
+        replace_child(patch, tmp_path, code)
+        with pytest.raises(DecoderLostError, match=rf"cam2\.mp4: the decoder.*{told}"):
+            run(import_benchmark(out, source, config, RuntimeConfig(decode_stall_seconds=2)))
+    assert run(import_benchmark(out, source, config, RuntimeConfig()))[1].value.name.startswith("labelled-")
+
+
+def test_an_import_shows_that_it_works_while_a_video_is_read_to_its_first_labelled_frame(
+    made, out, tmp_path, monkeypatch
+):
+    # Neither looking at the videos nor decoding them may outlast the patience with a silent stage.
+    monkeypatch.setattr(importing, "_SECONDS_BETWEEN_RECORDS", 0.2)
+    code = """
+probe, read = decoder_child.probe, decoder_child.read_images
+def slow_probe(path, alive, *rest):
+    time.sleep(1)
+    return probe(path, alive, *rest)
+def slow_read(*args):
+    time.sleep(2)
+    yield from read(*args)
+decoder_child.probe, decoder_child.read_images = slow_probe, slow_read
+"""
+    replace_child(monkeypatch, tmp_path, code)
+    config = ExtractConfig(benchmark=BenchmarkConfig(skeletons="none"))
+    stage = import_benchmark(out, f"labelled:{made['videos']}", config, RuntimeConfig())
+    records, silences, before = [], [], time.monotonic()
+    for record in stage:
+        now = time.monotonic()
+        silences.append(now - before)
+        records.append(record.done)
+        before = now
+        if record.done:
+            break
+    stage.close()
+    assert sum(silences) > 4  # two videos looked at, one read
+    assert max(silences) < 1.5
+    assert len(records) >= 8
+
+
+def test_who_stops_an_import_does_not_wait_for_its_decoder(made, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "_SECONDS_BETWEEN_RECORDS", 0.2)
+    code = """
+read = decoder_child.read_images
+def stuck(*args):
+    time.sleep(60)
+    yield from read(*args)
+decoder_child.read_images = stuck
+"""
+    replace_child(monkeypatch, tmp_path, code)
+    config = ExtractConfig(benchmark=BenchmarkConfig(skeletons="none"))
+    stage = import_benchmark(out, f"labelled:{made['videos']}", config, RuntimeConfig())
+    while next(stage).total == 0:
+        pass
+    begun = time.monotonic()
+    stage.close()
+    assert time.monotonic() - begun < 20
+
+
 def test_only_tracklets_that_have_begun_are_held(made):
     # 0..1, 1..3 and 8..9: when the second is given, the third has not begun.
     video = made["videos"] / "cam2.mp4"
     boxes = np.array([[0, 0, 8, 8]])
     spans = [np.arange(0, 2), np.arange(1, 4), np.arange(8, 10)]
-    cutter = Cutter([Track("train", video, span, boxes.repeat(len(span), 0)) for span in spans], quality=95, threads=1)
-    cutter.cut(0)
-    cutter.cut(1)
+    tracks = [Track("train", video, span, boxes.repeat(len(span), 0)) for span in spans]
+    with Decoder(RuntimeConfig()) as decoder:
+        cutter = Cutter(tracks, quality=95, decoder=decoder)
+        cutter.cut(0)
+        cutter.cut(1)
     assert {number: len(crops) for number, crops in cutter._pass._held.items()} == {2: 0}
 
 
 def test_a_frame_that_does_not_decode_is_an_error(made, monkeypatch):
-    def without_frame_two(path, **options):
-        for frames in read_frames(path, **options | {"batch": 1}):
+    def without_frame_two(decoder, path, *, give=Decoder.frames, **options):
+        for frames in give(decoder, path, **options | {"batch": 1}):
             if frames.frame_index[0] != 2:
                 yield frames
 
-    monkeypatch.setattr(labelled_cutting, "read_frames", without_frame_two)
+    monkeypatch.setattr(Decoder, "frames", without_frame_two)
     benchmark = look(made["videos"])
     row = next(row for row in benchmark.splits if row.role == "query" and row.camera == "10")  # frames 0 to 2
     with pytest.raises(VideoError, match=r"cam10.mp4: found no picture for 1 frames of a tracklet"):
