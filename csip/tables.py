@@ -1,8 +1,9 @@
 """The door to Lance: open a pinned version, write a version, record a run, publish a snapshot.
 
 A store is a folder, or an address of object storage (`s3://BUCKET/PREFIX`), with one Lance table for each schema of
-`storage_schemas`. Every write is an upsert on the table's key, so that doing the same work twice changes nothing. Row
-order is nobody's promise: `read` sorts by key, and `Rows` builds its index once for one pinned version.
+`storage_schemas`; files that are no tables lie in the folder beside them, or in that of CSIP_FILES. Every write is an
+upsert on the table's key, so that doing the same work twice changes nothing. Row order is nobody's promise: `read`
+sorts by key, and `Rows` builds its index once for one pinned version.
 
 Where object storage is and who may enter, Lance reads from the environment by itself: AWS_ENDPOINT_URL (and
 AWS_ALLOW_HTTP=true for one without TLS), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION. None of it passes
@@ -26,7 +27,7 @@ from csip.store.columns import (
 )
 from csip.store.faults import may_pass
 from csip.store.fragments import Fragments, FragmentWriter, commit_fragments, delete_rows
-from csip.store.paths import folder, inside, known_file
+from csip.store.paths import FOLDERS, files_in, folder, home, inside, known_file
 from csip.store.reading import Rows, count, described, read, stream, stream_tracklets
 from csip.store.records import (
     RunRecord,
@@ -62,6 +63,7 @@ from csip.types import TableRef
 from storage_schemas import TABLES
 
 __all__ = [
+    "FOLDERS",
     "TABLES",
     "Extent",
     "FragmentWriter",
@@ -93,10 +95,12 @@ __all__ = [
     "described",
     "exists",
     "extent",
+    "files_in",
     "find_run",
     "find_runs",
     "folder",
     "from_rows",
+    "home",
     "inside",
     "is_address",
     "keypoints_array",

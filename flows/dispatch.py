@@ -81,7 +81,7 @@ def train(args: argparse.Namespace) -> None:
     experiment = _recipe(args.recipe, args.set)
     from flows import commands
 
-    commands.train(args.snapshot, experiment, _folder(args.store), as_json=args.json)
+    commands.train(args.snapshot, experiment, _with_files(args.store), as_json=args.json)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -89,7 +89,7 @@ def evaluate(args: argparse.Namespace) -> None:
     experiment = _recipe("video", args.set)
     from flows import commands
 
-    commands.evaluate(Path(args.checkpoint), args.snapshot, experiment, _folder(args.store), as_json=args.json)
+    commands.evaluate(Path(args.checkpoint), args.snapshot, experiment, _absolute(args.store), as_json=args.json)
 
 
 def score(args: argparse.Namespace) -> None:
@@ -118,12 +118,12 @@ def ablate(args: argparse.Namespace) -> None:
         raise UsageError(f"--rows {args.rows}: found letters other than those of the table: {''.join(ROWS)}.")
     runtime, parallel = side_by_side(experiment.runtime, args.parallel)
     experiment = replace(experiment, runtime=runtime)
-    commands.ablate(experiment, _folder(args.store), args.seeds, rows, parallel, as_json=args.json)
+    commands.ablate(experiment, _with_files(args.store), args.seeds, rows, parallel, as_json=args.json)
 
 
 def import_checkpoint(args: argparse.Namespace) -> None:
     """A checkpoint of the published implementation to one of ours."""
-    store = _folder(args.store)
+    store = _with_files(args.store)
     from flows import commands
 
     commands.import_published(Path(args.file).resolve(), store, args.dataset, as_json=args.json)
@@ -256,13 +256,10 @@ def _absolute(store: str) -> str:
     return store.rstrip("/")
 
 
-def _folder(store: str) -> str:
-    """Give a store's absolute path, for commands that write files beside the tables."""
-    from csip.tables import is_address
+def _with_files(store: str) -> str:
+    """Give a store's place, for commands that write files beside the tables: there must be a folder for them."""
+    from csip.tables import folder
 
-    if is_address(store):
-        raise UsageError(
-            f"--store {store}: found an address; checkpoints and reports are files, and this version keeps them in "
-            "folders only. Expected a folder."
-        )
-    return _absolute(store)
+    store = _absolute(store)
+    folder(store, "checkpoints")
+    return store

@@ -71,8 +71,7 @@ def _damage(ref: TableRef, opened: dict[str, str]) -> str:
 def find_file(store: str, path: str) -> Path:
     """Find a file where a run wrote it, or, in a store that was moved, of that folder and name."""
     written = Path(path)
-    moved = Path(store) / written.parent.name / written.name
-    return moved if not written.is_file() and moved.is_file() else written
+    return written if written.is_file() else tables.known_file(store, path) or written
 
 
 def _sha(path: Path) -> str:
@@ -136,10 +135,8 @@ def count_by(ref: TableRef, column: str) -> dict[str, int]:
 def unnamed_files(store: str, runs: Sequence[RunRecord]) -> Iterator[tuple[Path, str]]:
     """List the files beside the tables that no run names, with what each is."""
     named = named_files(store, runs)
-    for folder in ("checkpoints", "reports"):
-        for path in sorted((Path(store) / folder).glob("*")):
-            if path.is_symlink() or not path.is_file():
-                continue
+    for folder in tables.FOLDERS:
+        for path in tables.files_in(store, folder):
             if path.suffix == ".part":
                 yield path, "a file that was not written to its end"
             elif path.suffix == ".state":

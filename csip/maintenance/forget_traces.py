@@ -162,23 +162,22 @@ def files_of(
     store: str, runs: Sequence[RunRecord], had: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """List the files that show what some snapshots had, those that learned from it, and what cannot be told."""
-    if tables.is_address(store) or not had:
+    root = tables.home(store)
+    if root is None or not had:
         return (), (), ()
-    root = Path(store)
     shown: set[Path] = set()
     trained: set[Path] = set()
     for run in (run for run in runs if set(snapshots_in(run.inputs)) & set(had)):
         kept = run.counts.get("kept", {})
         short = {sha[:12] for sha in kept.values()} if isinstance(kept, Mapping) else set()
-        trained |= {p for p in (root / "checkpoints").glob("*-*") if p.stem.rpartition("-")[2] in short}
+        trained |= {p for p in tables.files_in(store, "checkpoints", "*-*") if p.stem.rpartition("-")[2] in short}
         for one in references(run.outputs, FILE):
             path = tables.known_file(store, one["path"])
             if path is not None:
                 (trained if path.suffix == ".safetensors" else shown).add(path)
-    trained |= set(tables.folder(store, "checkpoints").glob("*.state"))
-    pages = [p for p in tables.folder(store, "reports").glob("*") if p.is_file()]
-    pages = [p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had]
-    shown |= {tables.inside(store, "reports", path.name) for path in pages}
+    trained |= set(tables.files_in(store, "checkpoints", "*.state"))
+    pages = tables.files_in(store, "reports")
+    shown |= {p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had}
     exports = sorted(p.relative_to(root).as_posix() for p in root.glob("*.npz"))
     notes = [f"Exported rankings may hold this person: {shorten(exports)}. Remove them by hand."] if exports else []
     told = [tuple(sorted(path.relative_to(root).as_posix() for path in some)) for some in (shown, trained)]

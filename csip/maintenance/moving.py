@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from csip import tables
@@ -99,7 +98,7 @@ def _in_use(store: str, row: _Row, runs: Sequence[RunRecord], since: datetime) -
     if any(row["name"] in snapshots_in(run.inputs) and ended(run) > since for run in runs):
         return True
     now = datetime.now(since.tzinfo)
-    states = () if tables.is_address(store) else Path(store, "checkpoints").glob("*.state")
+    states = tables.files_in(store, "checkpoints", "*.state")
     return any(age(path, now) < (now - since).total_seconds() for path in states)
 
 

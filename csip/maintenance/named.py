@@ -112,7 +112,7 @@ def named_files(store: str, runs: Sequence[RunRecord]) -> NamedFiles:
     for run in runs:
         kept = run.counts.get("kept", {}) if isinstance(run.counts, Mapping) else {}
         shas |= set(kept.values()) if isinstance(kept, Mapping) else set()
-    for state in sorted((Path(store) / "checkpoints").glob("*.state")):
+    for state in tables.files_in(store, "checkpoints", "*.state"):
         held = list(references(_state_header(state), FILE))
         refs, shas = refs + held, shas | {ref["sha256"] for ref in held}
     return NamedFiles(frozenset(_short(Path(ref["path"])) for ref in refs), frozenset(shas))

@@ -16,8 +16,8 @@ from lance.optimize import Compaction, CompactionOptions
 from csip.errors import StoreError
 from csip.store.committing import commit, preempted, refuse_if_closed
 from csip.store.faults import store_error
-from csip.store.paths import FOLDERS, check_table, folder
-from csip.store.versions import is_address, open_current, open_version, table_uri, why
+from csip.store.paths import FOLDERS, check_table, folder, home
+from csip.store.versions import open_current, open_version, table_uri, why
 from csip.types import TableRef
 
 _LOG = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def clean_up(
         StoreError: they cannot be cleaned up, or a link leads out of the store: Lance would follow it.
     """
     check_table(table_uri(store, name), deep=True)
-    for kind in () if is_address(store) else FOLDERS:
+    for kind in FOLDERS if home(store) else ():
         folder(store, kind)  # whoever cleans up tables looks for lost files there, too
     dataset = open_current(store, name)
     refuse_if_closed(dataset)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import lance
 import pyarrow as pa
@@ -39,20 +38,6 @@ def table_name(uri: str) -> str:
 def is_address(store: str) -> bool:
     """Tell whether a store lies in object storage (`s3://bucket/prefix`) and not in a folder."""
     return "://" in store
-
-
-def folder(store: str, name: str) -> Path:
-    """Give a store's folder for files that are no tables: checkpoints, reports, curves.
-
-    Raises:
-        StoreError: the store has no folders.
-    """
-    if is_address(store):
-        raise StoreError(
-            f"Store {store}: {name} are files and need a folder; in object storage this version keeps tables only. "
-            "Name a store in a folder with --store for training, evaluation and reports."
-        )
-    return Path(store) / name
 
 
 def quote(value: str) -> str:

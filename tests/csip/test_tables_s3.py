@@ -16,11 +16,17 @@ import pytest
 from pyarrow import fs
 
 from csip import tables
-from csip.config import DetectConfig, TrackConfig
+from csip.config import DetectConfig, EmbedConfig, EvaluateConfig, Stage2Config, TrackConfig, ValidateConfig
 from csip.errors import StoreError
+from csip.evaluation.embed import embed
+from csip.evaluation.score import evaluate
 from csip.ingest.pose import Seen
+from csip.maintenance.files import unnamed_files
 from csip.maintenance.verify import verify
-from csip.types import People, Snapshot
+from csip.training.features import cache_features
+from csip.training.pretrain import initialise
+from csip.training.stage2 import stage2
+from csip.types import Output, People, Snapshot
 from flows.__main__ import main
 from tests import kill_builds as builds
 
@@ -332,16 +338,61 @@ def test_a_store_that_is_not_there_or_cannot_be_entered_is_named(store, monkeypa
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("command", [["train-csip", "video"], ["evaluate-csip", "c.safetensors"]])
-def test_commands_that_write_files_want_a_folder(command, capsys, tmp_path, monkeypatch):
+def train(store, snapshot, tiny, run):
+    """Train, embed and score on a snapshot of a store; give the checkpoint and the scores."""
+    out = Output(store, "run-1")
+    stage2_config = Stage2Config(epochs=2, identities=2, clips_per_identity=2, warmup_epochs=0, milestones=())
+    untrained = run(initialise(out, snapshot, tiny.clip, tiny.model, ValidateConfig(), tiny.seed))[1].value
+    features = run(cache_features(out, untrained, snapshot, tiny.runtime))[1].value
+    given = (untrained, features, snapshot, stage2_config, ValidateConfig(), tiny.seed, tiny.runtime)
+    # Left after an epoch, its state is in the store's place for files.
+    stage = stage2(out, *given)
+    while not next(stage).values:
+        pass
+    stage.close()
+    assert [path.suffix for path in tables.files_in(store, "checkpoints")] == [".safetensors", ".state"]
+    outcome = run(stage2(out, *given))[1]
+    embeddings = run(embed(out, outcome.value, snapshot, EmbedConfig(), "trained", tiny.runtime))[1].value
+    results = run(evaluate(out, (embeddings,), snapshot, EvaluateConfig(), tiny.runtime))[1].value
+    scores = tables.read(results.table).select(["name", "value"]).sort_by("name").to_pylist()
+    return outcome.value, scores
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_training_in_object_storage_is_that_in_a_folder_and_its_files_lie_where_csip_files_says(
+    store, tiny, tiny_store, publish_tiny, run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CSIP_FILES", str(tmp_path / "files"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        main([*command, "--snapshot", "x", "--store", "s3://csip/x"])
-    assert "keeps them in folders only. Expected a folder" in capsys.readouterr().err
-    with pytest.raises(StoreError, match=r"Store s3://csip/x: checkpoints are files and need a folder"):
-        tables.folder("s3://csip/x", "checkpoints")
+    checkpoint, scores = train(store, publish_tiny(store), tiny, run)
+    alone, expected = train(tiny_store.store, tiny_store, tiny, run)
+    assert (checkpoint.sha256, scores) == (alone.sha256, expected)
+    own = tmp_path / "files" / store.removeprefix("s3://")
+    assert Path(checkpoint.path).parent == own / "checkpoints"
+    assert tables.inside(store, "reports", "page.html") == own / "reports" / "page.html"
+    # Those who look after the store find them there.
+    unnamed = {path.name for path, _ in unnamed_files(store, [])}
+    assert unnamed == {path.name for path in (own / "checkpoints").iterdir()} > {Path(checkpoint.path).name}
+    assert {path.name for path in tmp_path.iterdir()} == {"files", "tiny-store"}, "no folder called s3:"
+
+
+@pytest.mark.parametrize("command", [["train-csip", "video", "--snapshot", "x"], ["import-checkpoint", "c.pth"]])
+def test_commands_that_write_files_want_to_know_where(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CSIP_FILES", raising=False)
+    assert main([*command, "--store", "s3://csip/x"]) == 1
+    told = capsys.readouterr().err
+    assert "Store s3://csip/x: checkpoints are files, and object storage has tables only. Set CSIP_FILES" in told
+    assert tables.files_in("s3://csip/x", "checkpoints") == []
     assert tables.folder("/a/b", "checkpoints") == Path("/a/b/checkpoints")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("store", ["s3://csip/../../etc", "s3://csip//x", "s3://..", "s3://csip/./x"])
+def test_an_address_leads_nowhere_else(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSIP_FILES", str(tmp_path))
+    with pytest.raises(StoreError, match="found a part of the address that is no plain name"):
+        tables.folder(store, "checkpoints")
 
 
 @pytest.mark.parametrize("store", ["s3://key:secret@bucket/x", "s3://", "s3:///x", "gs://bucket/x", "http://host/x"])
