@@ -134,6 +134,8 @@ def _deploy(flow: Flow[Any, Any], parameters: dict[str, Any], pool: str) -> Any:
     schema = made._parameter_openapi_schema
     for name, definition in schema.definitions.items():
         _describe(definition, getattr(config, name, None))
+    # Prefect gave it an empty list of schedules, and would delete what people have scheduled since.
+    made.model_fields_set.discard("schedules")
     return made.apply()
 
 

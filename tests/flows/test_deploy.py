@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -97,6 +98,16 @@ def test_deploying_again_leaves_rules_alone_that_wait_for_something(deployed, se
         client.pause_automation(lost.id)
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
         assert client.read_automations_by_name(LOST)[0].enabled
+
+
+def test_deploying_again_leaves_schedules_alone(deployed):
+    with get_client(sync_client=True) as client:
+        build = read("build-skeletons")
+        (made,) = client.create_deployment_schedules(build.id, [(CronSchedule(cron="30 2 * * *"), True)])
+        deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
+        there = read("build-skeletons").schedules
+        assert [(one.id, one.schedule.cron, one.active) for one in there] == [(made.id, "30 2 * * *", True)]
+        client.delete_deployment_schedule(build.id, made.id)
 
 
 def test_a_deployment_knows_what_to_run_where_it_is_told_nothing(deployed):
