@@ -129,7 +129,8 @@ def collect(
         detections: delete the raw detections, too, that no snapshot and no extraction needs.
 
     Raises:
-        StoreError: no such store or snapshot; runs were made from a snapshot; or the store cannot be written.
+        StoreError: no such store or snapshot; runs were made from a snapshot, or one that stays was not written by
+            CSIP; or the store cannot be written.
     """
     now = datetime.now(UTC)
     since = now - older_than
@@ -137,6 +138,8 @@ def collect(
     for name in drop:
         _may_go(store, name, runs, force=force)
     kept = {name: row for name, row in known.items() if name not in drop}
+    for row in kept.values():
+        tables.check_row(store, row)  # nobody can tell what one needs that was not written by CSIP
     recent, alone = published_since(store, since), not older_than
     search = Search(store, recent.only(kept) if alone else recent, runs, since, alone=alone)
     needless = search(detections=detections)
@@ -198,7 +201,7 @@ def _plan(store: str, name: str, named: set[int], recent: Published, kept: set[s
     versions = tables.list_versions(store, name)
     ref = TableRef(table_uri(store, name), max(versions))
     # A tag that is younger than any row of its snapshot belongs to one that is being published.
-    seen = {snapshot_tag(row["name"]): datetime.fromisoformat(row["created"]) + _SLACK for row in recent.rows}
+    seen = {snapshot_tag(row["name"]): tables.published_at(row) + _SLACK for row in recent.rows}
     stale = stale_tags(store, name, kept)
     gone = tuple(sorted(tag for tag, at in stale.items() if at <= max(since, seen.get(tag, since))))
     keep = {*named, *recent.versions(name), *(version for version, _ in tables.list_tags(store, name).values())}

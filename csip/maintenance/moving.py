@@ -93,7 +93,7 @@ def _obstacle(store: str, row: _Row, runs: Sequence[RunRecord], since: datetime 
 
 def _in_use(store: str, row: _Row, runs: Sequence[RunRecord], since: datetime) -> bool:
     """Tell whether a snapshot was published or read since, or somebody is in the middle of a training."""
-    if datetime.fromisoformat(row["created"]) > since:
+    if tables.published_at(row) > since:
         return True
     if any(row["name"] in snapshots_in(run.inputs) and ended(run) > since for run in runs):
         return True

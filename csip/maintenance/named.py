@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from csip import tables
+from csip.errors import StoreError
 from csip.references import FILE, TABLE, is_snapshot
 from csip.tables import RunRecord, table_uri
 from csip.types import TableRef
@@ -74,11 +75,21 @@ class Published:
 def published_since(store: str, since: datetime) -> Published:
     """Gather what any version of `snapshots` names that was the newest at `since` or later.
 
-    Whoever opened a snapshot since then may still read it, though it has been dropped or replaced.
+    Whoever opened a snapshot since then may still read it, though it has been dropped or replaced. What was not written
+    by CSIP is opened by nobody, and names nothing.
     """
     versions = current_since(tables.list_versions(store, "snapshots"), since)
     refs = [TableRef(table_uri(store, "snapshots"), version) for version in versions]
-    return Published(tuple(row for ref in refs for row in tables.read_snapshots(ref).values()))
+    rows = (row for ref in refs for row in tables.read_snapshots(ref).values())
+    return Published(tuple(row for row in rows if _is_ours(store, row)))
+
+
+def _is_ours(store: str, row: Mapping[str, Any]) -> bool:
+    try:
+        tables.check_row(store, row)
+    except StoreError:
+        return False
+    return True
 
 
 def current_since(versions: Mapping[int, datetime], since: datetime) -> list[int]:

@@ -162,7 +162,7 @@ class Search:
     def _in_splits(self) -> set[Pair]:
         """List the extractions and imports whose tracklets the protocols of snapshots name."""
         found: set[Pair] = set()
-        for row in self._recent.rows:
+        for row in (row for row in self._recent.rows if "splits" in row["tables"]):
             splits = TableRef(table_uri(self._store, "splits"), row["tables"]["splits"])
             for batch in tables.stream(splits, ["tracklet_id"], f"dataset = {quote(row['name'])}"):
                 found |= {self._made[name] for name in batch.column(0).to_pylist() if name in self._made}

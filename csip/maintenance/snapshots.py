@@ -80,6 +80,7 @@ def _listed(store: str, row: Mapping[str, Any]) -> tuple[Listed, dict[_File, int
     files: dict[_File, int] = {}
     problem = ""
     try:
+        tables.check_row(store, row)
         snapshot = Snapshot(row["name"], store, row["tables"], row["digest"])
         for name in row["tables"]:
             extent = tables.extent(tables.pinned(snapshot, name))

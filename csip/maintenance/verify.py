@@ -25,7 +25,6 @@ from csip.maintenance.vectors import check_vectors
 from csip.references import things_in
 from csip.tables import table_uri
 from csip.types import TableRef
-from storage_schemas import TABLES
 
 _ROLES = ("train", "query", "gallery")
 
@@ -73,6 +72,11 @@ def _check_memory(store: str, files: dict[str, str]) -> list[Finding]:
 
 
 def _check_snapshot(look: Look) -> None:
+    try:
+        tables.check_row(look.store, look.row)
+    except StoreError as error:
+        look.say("snapshots", str(error))
+        return
     _open(look)
     if _check(look, "tracklets", check_tracklets):
         _check(look, "crops", check_crops)
@@ -98,9 +102,6 @@ def _check(look: Look, name: str, check: Callable[[Look, TableRef], None]) -> bo
 def _open(look: Look) -> None:
     """Find the pinned versions, and whether a tag protects them from clean-up."""
     for name, version in look.row["tables"].items():
-        if name not in TABLES:
-            look.say(name, f"the snapshot names a table that CSIP does not know; expected one of {list(TABLES)}.")
-            continue
         ref = TableRef(table_uri(look.store, name), version)
         try:
             damaged = tables.damaged_files(ref, look.files)

@@ -213,8 +213,25 @@ def open_snapshot(store: str, name: str) -> Snapshot:
     return Snapshot(name=name, store=store, tables=row["tables"], digest=row["digest"])
 
 
+def published_at(row: Mapping[str, Any]) -> datetime:
+    """Give the time at which a row of `snapshots` was published.
+
+    Raises:
+        ValueError: it tells none, as no row does that CSIP wrote.
+    """
+    try:
+        at = datetime.fromisoformat(row["created"])
+    except ValueError:
+        at = datetime.min
+    if not at.tzinfo:
+        raise ValueError(
+            f"Snapshot {row['name']}: was published at {row['created']!r}, expected a time with its zone in ISO 8601."
+        )
+    return at
+
+
 def check_row(store: str, row: Mapping[str, Any]) -> None:
-    """Check what of a row of `snapshots` becomes paths: its name, its tables, its videos.
+    """Check what of a row of `snapshots` becomes paths or a time: its name, its tables, its videos, when it was made.
 
     Raises:
         StoreError: they are such as `publish` does not write.
@@ -226,6 +243,7 @@ def check_row(store: str, row: Mapping[str, Any]) -> None:
         strange = [sha for sha in row["videos"] if not is_plain(str(sha))]
         if strange:
             raise ValueError(f"Snapshot {name}: names the video {strange[0]!r}, expected a SHA-256.")
+        published_at(row)
     except ValueError as error:
         raise StoreError(
             f"Store {store}: {error} The row was not written by CSIP; publish it again, or take it away: "

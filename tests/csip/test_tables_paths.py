@@ -1,6 +1,7 @@
 """A store that somebody has forged: whatever it says and links to, nothing beside it is written or deleted."""
 
 import json
+import re
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ from csip.errors import StoreError
 from csip.evaluation.write_report import write_report
 from csip.ingest.mot import write_mot
 from csip.maintenance.collect import collect
+from csip.maintenance.snapshots import list_snapshots
+from csip.maintenance.verify import verify
 from csip.models.checkpoints import CheckpointHeader, save_checkpoint
 from csip.tables import TableRef
 from csip.training.state import keep_checkpoint
@@ -168,6 +171,8 @@ def test_a_clean_up_takes_no_lost_files_out_of_a_folder_that_is_a_link_out(store
         ("/etc/evil", {}, r"expected a name of letters"),
         ("evil", {"tables": '{"../../etc": 1}'}, r"names version 1 of a table"),
         ("evil", {"videos": '["/../../../evil"]'}, r"names the video '/\.\./\.\./\.\./evil', expected a SHA-256"),
+        ("evil", {"created": "yesterday"}, r"was published at 'yesterday', expected a time with its zone"),
+        ("evil", {"created": "2026-11-29T10:00:00"}, r"was published at '2026-11-29T10:00:00', expected a time with"),
     ],
 )
 def test_a_forged_row_is_opened_by_no_name_and_goes_with_a_clean_up(store, name, changes, told):
@@ -175,6 +180,11 @@ def test_a_forged_row_is_opened_by_no_name_and_goes_with_a_clean_up(store, name,
     for ask in (lambda: tables.open_snapshot(store, name), lambda: tables.newest_snapshot(store)):
         with pytest.raises(StoreError, match=rf"{told}.*not written by CSIP; publish it again.*--drop"):
             ask()
+    for heard in (found.text for found in verify(store)), (one.problem for one in list_snapshots(store)[0]):
+        assert any(re.search(rf"{told}.*not written by CSIP", text) for text in heard)
+    with pytest.raises(StoreError, match=rf"{told}.*not written by CSIP"):
+        collect(store, dry_run=False, older_than=timedelta(0))
+    collect(store, dry_run=True, drop=[name], force=True)
     collect(store, dry_run=False, drop=[name], force=True, older_than=timedelta(0))
     with pytest.raises(StoreError, match="found no snapshot"):
         tables.newest_snapshot(store)
