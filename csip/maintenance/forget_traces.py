@@ -176,8 +176,9 @@ def files_of(
             if path is not None:
                 (trained if path.suffix == ".safetensors" else shown).add(path)
     trained |= set(tables.files_in(store, "checkpoints", "*.state"))
-    pages = tables.files_in(store, "reports")
-    shown |= {p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had}
+    pages = [path for path in tables.folder(store, "reports").glob("*") if path.is_file()]
+    pages = [path for path in pages if path.suffix in (".part", ".npz") or path.stem.rpartition("-")[0] in had]
+    shown |= {tables.inside(store, "reports", path.name) for path in pages}  # a link that leads out is refused
     exports = sorted(p.relative_to(root).as_posix() for p in root.glob("*.npz"))
     notes = [f"Exported rankings may hold this person: {shorten(exports)}. Remove them by hand."] if exports else []
     told = [tuple(sorted(path.relative_to(root).as_posix() for path in some)) for some in (shown, trained)]
