@@ -272,16 +272,19 @@ def test_a_decoder_that_is_lost_quarantines_the_video_until_the_next_run(
 
 
 def test_a_stage_that_is_closed_leaves_no_thread_and_no_process(replayed, street, short, steps, tmp_path):
+    def decoders():
+        return {child.pid for child in psutil.Process().children() if "decoder_child" in " ".join(child.cmdline())}
+
     tables.prepare_store(str(tmp_path / "store"))
-    threads = threading.active_count()
+    threads, others = threading.active_count(), decoders()
     digests = extract_digests(short)
     stage = stage_module.extract_videos(Output(str(tmp_path / "store"), "r"), (street,), digests, short, steps.runtime)
     for _ in range(4):
         next(stage)
-    assert [child for child in psutil.Process().children() if "decoder_child" in " ".join(child.cmdline())]
+    assert decoders() - others
     stage.close()
     assert threading.active_count() <= threads
-    assert not [child for child in psutil.Process().children() if "decoder_child" in " ".join(child.cmdline())]
+    assert not decoders() - others
 
 
 # ---------------------------------------------------------------------------------------------------- tracking again
