@@ -31,7 +31,7 @@ from csip.plain import to_plain
 from flows.build_skeletons import PUBLISHED, build_skeletons
 from flows.environment import of_runs
 from flows.evaluate_csip import evaluate_csip
-from flows.lost import AGAIN, FOUND, LOST, TAG, watch_over_runs
+from flows.lost import RULES, TAG, watch_over_runs
 from flows.train_csip import train_csip
 
 CHAINED = "csip: train-csip after build-skeletons"
@@ -194,7 +194,7 @@ def _is_same(there: AutomationCore, automation: AutomationCore) -> bool:
 def _renew(automations: list[Automation]) -> None:
     """Create our automations, change those that are there already, and remove one that is not asked for any more."""
     with get_client(sync_client=True) as client:
-        there = {name: client.read_automations_by_name(name) for name in (LOST, FOUND, AGAIN, CHAINED)}
+        there = {name: client.read_automations_by_name(name) for name in (*RULES, CHAINED)}
         for automation in automations:
             found = there.pop(automation.name)
             if not found:

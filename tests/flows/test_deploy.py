@@ -23,7 +23,7 @@ from csip.plain import to_plain
 from flows.build_skeletons import build_skeletons
 from flows.deploy import CHAINED, Plan, deploy
 from flows.evaluate_csip import evaluate_csip
-from flows.lost import AGAIN, FOUND, LOST
+from flows.lost import LOST, RULES
 from flows.prefect_plugin import spell_out
 from flows.recipes import RECIPES
 from flows.train_csip import train_csip
@@ -75,10 +75,10 @@ def read(name):
 def test_deploying_again_changes_what_is_there_and_makes_nothing_twice(deployed):
     with get_client(sync_client=True) as client:
         assert client.read_work_pool("pool-a").type == "process"
-        names = (LOST, FOUND, AGAIN, CHAINED)
-        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1]
+        names = (*RULES, CHAINED)
+        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1, 1]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", False))
-        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 0]
+        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1, 0]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
 
 
@@ -91,7 +91,7 @@ def test_deploying_again_leaves_rules_alone_that_wait_for_something(deployed, se
     before = triggers()
     deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
     assert triggers() == before
-    assert len(before) == 4
+    assert len(before) == 5
     # One that somebody has changed is put right.
     with get_client(sync_client=True) as client:
         (lost,) = client.read_automations_by_name(LOST)
