@@ -158,7 +158,11 @@ def _range(property_: dict[str, Any]) -> str:
     low, high = property_.get("minimum"), property_.get("maximum")
     if high is None or high >= _AS_GOOD_AS_NO_BOUND:
         return "" if low is None else f" [from {low:g}]"
-    return f" [{low:.16g} to {high:.16g}]"
+    text = f"{low:.16g} to {high:.16g}"
+    # Zero, where it has a meaning of its own (`csip.sections`).
+    if "not" in property_:
+        text = f"{low:.16g}, or {property_['not']['exclusiveMaximum']:.16g} to {high:.16g}"
+    return f" [{text}]"
 
 
 def _train_after_builds(training: Any) -> Automation:

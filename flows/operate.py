@@ -60,9 +60,17 @@ def _deploy(plan: Plan) -> Deployed:
     Raises:
         ServerError: the server cannot be used.
     """
-    named = tuple(one if benchmark_name(one) else str(Path(one).absolute()) for one in plan.sources) or (str(SHIPPED),)
     with server_needed():
-        return deploy(replace(plan, sources=named))
+        return deploy(replace(plan, sources=tuple(map(_absolute, plan.sources)) or (str(SHIPPED),)))
+
+
+def _absolute(source: str) -> str:
+    """Give a source as a worker finds it, which runs elsewhere; of a benchmark, its folder."""
+    kind = benchmark_name(source)
+    if not kind:
+        return str(Path(source).absolute())
+    folder = source.removeprefix(f"{kind}:")
+    return f"{kind}:{Path(folder).absolute()}" if folder else source
 
 
 def _show(done: Deployed, profile: Path | None) -> None:
