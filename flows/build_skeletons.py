@@ -51,16 +51,16 @@ def build_skeletons(
     """Decode, find and track people, cache crops and skeletons; videos already done are not done again.
 
     Args:
-        sources: videos, folders of videos, or .csv manifests with the columns path and camera; or one benchmark,
-            such as `walkers:`.
-        store: the folder of the store's tables.
+        sources: absolute paths of videos, folders of videos, or .csv manifests with the columns path and camera; or one
+            benchmark, such as `walkers:` or `mars:/data/mars`.
+        store: the absolute folder of the store's tables, or s3://BUCKET/PREFIX.
         camera: the one camera that took all of them; empty: every file is a camera of its own.
         config: what changes the rows.
         runtime: what only changes how fast they come.
         retrack: a published snapshot, in the place of sources, which then count for nothing: its videos are tracked
             again, from what was detected; empty: none.
     """
-    if is_benchmark(sources):
+    if not retrack and is_benchmark(sources):
         return _announce(import_benchmark_task(store, sources[0], config, runtime))
     if retrack:
         config = with_detections_of(store, retrack, config)

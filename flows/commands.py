@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import httpx
 from prefect import tags
 from prefect.task_runners import ThreadPoolTaskRunner
 from rich.text import Text
@@ -19,7 +17,6 @@ from rich.text import Text
 from csip import tables
 from csip.config import DataConfig, Experiment
 from csip.data.clips import choose_splits, read_groups
-from csip.errors import CsipError
 from csip.evaluation.average import summarise
 from csip.evaluation.exchange import export_matrix, score_matrix
 from csip.evaluation.matrix import read_matrix, write_matrix
@@ -36,17 +33,12 @@ from csip.types import Snapshot
 from flows import terminal
 from flows.ablate_csip import ROWS, Ablated, ablate_csip
 from flows.build_skeletons import build_skeletons
-from flows.child import raised_by
 from flows.evaluate_csip import evaluate_csip
 from flows.lost import TAG
-from flows.progress import cure
+from flows.progress import server_needed
 from flows.recipes import RECIPES, SKELETONS_ALONE
 from flows.results import losses, result_values, tell_means, tell_results, tell_stage, tell_stages
 from flows.train_csip import TrainedAll, train_csip
-
-
-class ServerError(CsipError):
-    """Prefect's server, which keeps the account of a flow, cannot be used."""
 
 
 @contextmanager
@@ -56,19 +48,8 @@ def _watched(*, quiet: bool) -> Iterator[None]:
     Raises:
         ServerError: Prefect's server cannot be reached, or its temporary one does not start.
     """
-    try:
-        with terminal.progress_bars(quiet=quiet), tags(TAG):
-            yield
-    except (RuntimeError, httpx.HTTPError) as error:
-        if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):
-            raise
-        url = os.environ.get("PREFECT_API_URL")
-        where, other = (f"at {url}", "unset PREFECT_API_URL") if url else ("of this process", "set PREFECT_API_URL")
-        advice = (
-            "Expected one that answers; start one with `prefect server start`, look whether PREFECT_HOME can be "
-            f"written, or {other}."
-        )
-        raise ServerError(f"Prefect's server {where}: cannot be used ({error}). {cure(error, advice)}") from error
+    with server_needed(), terminal.progress_bars(quiet=quiet), tags(TAG):
+        yield
 
 
 def demo(experiment: Experiment, store: str, *, as_json: bool) -> None:

@@ -31,7 +31,7 @@ from csip.plain import to_plain
 from flows.build_skeletons import PUBLISHED, build_skeletons
 from flows.environment import of_runs
 from flows.evaluate_csip import evaluate_csip
-from flows.lost import AGAIN, FOUND, LOST, TAG, watch_over_runs
+from flows.lost import RULES, TAG, watch_over_runs
 from flows.train_csip import train_csip
 
 CHAINED = "csip: train-csip after build-skeletons"
@@ -158,7 +158,11 @@ def _range(property_: dict[str, Any]) -> str:
     low, high = property_.get("minimum"), property_.get("maximum")
     if high is None or high >= _AS_GOOD_AS_NO_BOUND:
         return "" if low is None else f" [from {low:g}]"
-    return f" [{low:.16g} to {high:.16g}]"
+    text = f"{low:.16g} to {high:.16g}"
+    # Zero, where it has a meaning of its own (`csip.sections`).
+    if "not" in property_:
+        text = f"{low:.16g}, or {property_['not']['exclusiveMaximum']:.16g} to {high:.16g}"
+    return f" [{text}]"
 
 
 def _train_after_builds(training: Any) -> Automation:
@@ -194,7 +198,7 @@ def _is_same(there: AutomationCore, automation: AutomationCore) -> bool:
 def _renew(automations: list[Automation]) -> None:
     """Create our automations, change those that are there already, and remove one that is not asked for any more."""
     with get_client(sync_client=True) as client:
-        there = {name: client.read_automations_by_name(name) for name in (LOST, FOUND, AGAIN, CHAINED)}
+        there = {name: client.read_automations_by_name(name) for name in (*RULES, CHAINED)}
         for automation in automations:
             found = there.pop(automation.name)
             if not found:

@@ -15,7 +15,8 @@ class UsageError(Exception):
     """What was typed makes no sense; exit code 2."""
 
 
-def _recipe(name: str, assignments: list[str]) -> Any:
+def _recipe(name: str, assignments: list[str], *, here: bool = True) -> Any:
+    """Take a recipe with what is set; `here`: for work on this machine, which must have its device."""
     from csip.device import resolve_device
     from flows.overrides import with_overrides
     from flows.recipes import RECIPES
@@ -24,7 +25,8 @@ def _recipe(name: str, assignments: list[str]) -> Any:
         raise UsageError(f"found no recipe {name!r}; there are: {', '.join(RECIPES)}.")
     try:
         experiment = with_overrides(RECIPES[name](), assignments)
-        resolve_device(experiment.runtime.device)
+        if here:
+            resolve_device(experiment.runtime.device)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return experiment
@@ -38,13 +40,13 @@ def demo(args: argparse.Namespace) -> None:
     commands.demo(experiment, str(Path(args.out).resolve()), as_json=args.json)
 
 
-def _build_recipe(args: argparse.Namespace) -> Any:
+def _build_recipe(args: argparse.Namespace, *, here: bool = True) -> Any:
     """Take the recipe that was named, else that of the benchmark, else that of one's own data."""
     from flows.recipes import RECIPES
 
     first = args.source[0] if args.source else ""
     kind = first.partition(":")[0]
-    return _recipe(args.recipe or (kind if kind in RECIPES and ":" in first else "video"), args.set)
+    return _recipe(args.recipe or (kind if kind in RECIPES and ":" in first else "video"), args.set, here=here)
 
 
 def build(args: argparse.Namespace) -> None:
@@ -129,9 +131,10 @@ def import_checkpoint(args: argparse.Namespace) -> None:
     commands.import_published(Path(args.file).resolve(), store, args.dataset, as_json=args.json)
 
 
-def _plan(args: argparse.Namespace) -> Any:
+def _plan(args: argparse.Namespace, *, here: bool) -> Any:
     """Take the recipe that was named, else that of the demo for its video, else as builds do."""
-    experiment = _build_recipe(args) if args.source or args.recipe else _recipe("demo", args.set)
+    named = args.source or args.recipe
+    experiment = _build_recipe(args, here=here) if named else _recipe("demo", args.set, here=here)
     store = _absolute(args.store)
     from flows.deploy import Plan
 
@@ -140,7 +143,7 @@ def _plan(args: argparse.Namespace) -> Any:
 
 def deploy(args: argparse.Namespace) -> None:
     """Make the flows' Prefect deployments, with their work pool and automations."""
-    plan = _plan(args)
+    plan = _plan(args, here=False)
     from flows import operate
 
     operate.deploy_flows(plan, plugin=not args.no_plugin, as_json=args.json)
@@ -148,7 +151,7 @@ def deploy(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Run Prefect's server and UI, the deployments and a worker on this machine."""
-    plan = _plan(args)
+    plan = _plan(args, here=True)
     from flows import operate
 
     operate.serve_flows(plan, plugin=not args.no_plugin, port=args.port, at_once=args.limit)

@@ -46,7 +46,7 @@ def evaluate_csip(
         checkpoint: path of a .safetensors file that `train-csip` wrote, on the machine that does the work; or the id of
             the run that wrote it, as the lineage has it; empty: the newest that was trained in the store.
         snapshot: name of a published snapshot; empty: the newest.
-        store: the folder of the store's tables.
+        store: the absolute folder of the store's tables, or s3://BUCKET/PREFIX.
         data: which of its protocols and splits.
         embed: how a part becomes one embedding.
         evaluate: what counts, and which ranks are reported.

@@ -1,8 +1,9 @@
 """Runs whose worker, process or machine is gone: how Prefect's server notices, and how they come back.
 
-A run sends a heartbeat every 30 seconds. One that sends none for 95 becomes *Lost*, a crashed state. If it is heard
-again, since the network or the server was away and not the run, it is running again. If it is not, and a deployment of
-ours made it, it is handed to a worker once more, where it goes on from what is committed.
+A run sends a heartbeat every 30 seconds. One that sends none for 95 becomes *Lost*, a crashed state; so does one that a
+worker took ten minutes ago and that has not begun. If it is heard again, since the network or the server was away and
+not the run, it is running again. If it is not for two minutes, and a deployment of ours made it, it is handed to a
+worker once more, where it goes on from what is committed.
 
 Where a run that lives is not heard for so long that it is handed out, two processes do one run. That costs time and
 nothing else: on one machine the second waits for the device (`flows.devices`) and finds the work done, and on two
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from datetime import timedelta
+from itertools import pairwise
 from typing import Literal
 from uuid import UUID
 
@@ -31,15 +33,27 @@ TAG = "csip"
 LOST = "csip: runs whose worker is gone are crashed"
 FOUND = "csip: lost runs that are heard again go on"
 AGAIN = "csip: lost runs are run again"
+UNBEGUN = "csip: runs that their worker has not begun are crashed"
+RULES = (LOST, FOUND, AGAIN, UNBEGUN)
 SILENCE_SECONDS = 95
-# Prefect looks at what did not happen a minute after its time is over: here after two minutes, or four heartbeats.
-_PATIENCE_SECONDS = 60
-_HANDED_OUT_AFTER = _PATIENCE_SECONDS + 60
+_BEGIN_SECONDS = 600
+# Four heartbeats. Prefect looks within some seconds of the end.
+_PATIENCE_SECONDS = 120
 _HANDED_OUT = "Lost, and not heard since: a worker goes on with it."
+_ELSE = "If it is not, a run of a deployment is given to a worker in some minutes; run any other again."
 MOST_RETURNS = 3
 """How often a run is handed out again."""
 
 _HEARTBEAT, _IS_LOST, _ANYTHING = "prefect.flow-run.heartbeat", "prefect.flow-run.Lost", "prefect.flow-run.*"
+# A run begins with a heartbeat. One that was found may have ended in the same second, and would be running for ever.
+_HEARD = {_HEARTBEAT, "prefect.flow-run.Running"}
+# A run that waits for a worker, or for its turn, is *Scheduled*, *Late* or *AwaitingConcurrencySlot*.
+_TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
+
+_OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+_DEPLOYED = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
+# Kubernetes lets a run wait for a GPU as long as it takes, and its worker gives up by its own clock.
+_IN_PROCESSES = {"prefect.resource.role": "work-pool", "prefect.work-pool.type": "process"}
 
 
 def watch_over_runs() -> list[Automation]:
@@ -48,17 +62,24 @@ def watch_over_runs() -> list[Automation]:
         StateType.CRASHED,
         "Lost",
         f"No heartbeat for {SILENCE_SECONDS} s: its process, worker or machine is gone, or cannot be heard. It goes on "
-        "when it is heard again. If it is not, a run of a deployment is given to a worker in some minutes; run any "
-        "other again.",
+        f"when it is heard again. {_ELSE}",
+    )
+    unbegun = _become(
+        StateType.CRASHED,
+        "Lost",
+        f"A worker took it and has not begun it for {_BEGIN_SECONDS} s: the worker or its machine is gone, or cannot "
+        f"be heard. It goes on when it is heard. {_ELSE}",
     )
     found = _become(StateType.RUNNING, None, "It was away; it is heard again.")
     again = _become(StateType.SCHEDULED, "AwaitingRetry", _HANDED_OUT)
-    # No longer than until it is handed out: a heartbeat after that may be the other process's.
-    soon = _HANDED_OUT_AFTER - 10
+    # The same seconds: a heartbeat within them is the run's own, and it is not handed out; a later one may be that of
+    # the process it was handed to.
+    wait = _PATIENCE_SECONDS
     return [
-        _rule(LOST, lost, _trigger(Posture.Proactive, _HEARTBEAT, _ANYTHING, SILENCE_SECONDS)),
-        _rule(FOUND, found, _trigger(Posture.Reactive, _IS_LOST, _HEARTBEAT, soon)),
-        _rule(AGAIN, again, _trigger(Posture.Proactive, _IS_LOST, _ANYTHING, _PATIENCE_SECONDS, deployed=True)),
+        _rule(LOST, lost, _trigger(Posture.Proactive, _HEARD, _ANYTHING, SILENCE_SECONDS)),
+        _rule(FOUND, found, _trigger(Posture.Reactive, {_IS_LOST}, _HEARTBEAT, wait)),
+        _rule(AGAIN, again, _trigger(Posture.Proactive, {_IS_LOST}, _ANYTHING, wait, _DEPLOYED)),
+        _rule(UNBEGUN, unbegun, _trigger(Posture.Proactive, _TAKEN, _ANYTHING, _BEGIN_SECONDS, _IN_PROCESSES)),
     ]
 
 
@@ -72,23 +93,17 @@ def _rule(name: str, action: ChangeFlowRunState, trigger: EventTrigger) -> Autom
 
 def _trigger(
     posture: Literal[Posture.Reactive, Posture.Proactive],
-    after: str,
+    after: set[str],
     expect: str,
     seconds: int,
-    *,
-    deployed: bool = False,
+    *which: dict[str, str],
 ) -> EventTrigger:
-    """Say when a rule holds for a run of ours: one event, and then another one within some seconds, or none."""
-    related: list[dict[str, str | list[str]]] = [
-        {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
-    ]
-    if deployed:
-        related.append({"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"})
+    """Say when a rule holds for such runs of ours: one event, and then another one within some seconds, or none."""
     return EventTrigger(
         match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related=[*related],
+        match_related=[{**one} for one in (_OURS, *which)],
         for_each={"prefect.resource.id"},
-        after={after},
+        after=after,
         expect={expect},
         posture=posture,
         threshold=1,
@@ -113,8 +128,9 @@ def _look_at_returns(run: str) -> None:
     with get_client(sync_client=True) as client:
         states = sorted(client.read_flow_run_states(UUID(run)), key=lambda state: state.timestamp)
     returns = 0
-    for state in states:
-        if state.is_scheduled():
+    for before, state in pairwise(states):
+        # Not what only waits on: late, for its turn, or handed out a second time before anybody took it.
+        if state.is_scheduled() and (before.is_final() or before.is_running()):
             # Whoever runs it again by hand has the whole number before them.
             returns = returns + 1 if state.message == _HANDED_OUT else 0
     if returns > MOST_RETURNS:

@@ -6,26 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 import csip
 from csip.config import RuntimeConfig
-from csip.errors import CsipError
 from csip.ingest.benchmarks.importing import benchmark_name
 from csip.plain import to_plain
 from flows import terminal
-from flows.child import raised_by
 from flows.deploy import Deployed, Plan, deploy, enable_plugin
-from flows.progress import cure
+from flows.progress import server_needed
 from flows.serve import HOST, password, serve
 from flows.together import join
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
-
-
-class DeployError(CsipError):
-    """Prefect's server cannot be reached, or refuses what we ask of it."""
 
 
 def deploy_flows(plan: Plan, *, plugin: bool, as_json: bool) -> None:
@@ -65,21 +58,19 @@ def _deploy(plan: Plan) -> Deployed:
     """Deploy, the shipped video where no source is named.
 
     Raises:
-        DeployError: the server cannot be used.
+        ServerError: the server cannot be used.
     """
-    named = tuple(one if benchmark_name(one) else str(Path(one).absolute()) for one in plan.sources) or (str(SHIPPED),)
-    try:
-        return deploy(replace(plan, sources=named))
-    except (httpx.HTTPError, RuntimeError) as error:
-        if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):
-            raise
-        advice = (
-            "Expected one that answers; start one with `csip serve` or `prefect server start`, or set PREFECT_API_URL."
-        )
-        raise DeployError(
-            f"Prefect's server at {PREFECT_API_URL.value() or 'this process'}: cannot be used ({error}). "
-            f"{cure(error, advice)}"
-        ) from error
+    with server_needed():
+        return deploy(replace(plan, sources=tuple(map(_absolute, plan.sources)) or (str(SHIPPED),)))
+
+
+def _absolute(source: str) -> str:
+    """Give a source as a worker finds it, which runs elsewhere; of a benchmark, its folder."""
+    kind = benchmark_name(source)
+    if not kind:
+        return str(Path(source).absolute())
+    folder = source.removeprefix(f"{kind}:")
+    return f"{kind}:{Path(folder).absolute()}" if folder else source
 
 
 def _show(done: Deployed, profile: Path | None) -> None:

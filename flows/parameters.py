@@ -13,11 +13,13 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 T = TypeVar("T")
 
-Store = Annotated[str, Field(min_length=1)]
-"""The folder of a store's tables, or its address."""
+Store = Annotated[str, Field(pattern="^(/|s3://.)")]
+"""The folder of a store's tables, or its address: absolute, since a run's own folder is deleted after it."""
 
-Sources = Annotated[tuple[str, ...], Field(json_schema_extra={"minItems": 1})]
-"""What is built from. Only the command line gives none, where it names a snapshot in their place."""
+_Source = Annotated[str, Field(json_schema_extra={"pattern": "^(/|[a-z]+:(/|$))"})]
+Sources = Annotated[tuple[_Source, ...], Field(json_schema_extra={"minItems": 1})]
+"""What is built from, absolute, or a benchmark, whose folder is absolute. Only the command line gives none, where it
+names a snapshot in their place, and names relative to where it runs."""
 
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 """A file's digest, or nothing."""

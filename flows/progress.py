@@ -17,10 +17,11 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from csip.errors import CsipError
 from csip.types import Progress
-from flows.child import LOG_FORMAT
+from flows.child import LOG_FORMAT, raised_by
 
 Listener = Callable[[Progress], None]
 
@@ -53,14 +54,38 @@ def if_reachable(tell: Callable[[str], None]) -> Iterator[None]:
         tell(f"Prefect's server could not be told how it goes ({type(error).__name__}: {error}). The work goes on.")
 
 
-def cure(error: Exception, otherwise: str) -> str:
-    """Say what to do about a Prefect server that cannot be used: it may be there, and ask who we are."""
+class ServerError(CsipError):
+    """Prefect's server, which keeps the account of a flow and knows the deployments, cannot be used."""
+
+
+@contextmanager
+def server_needed() -> Iterator[None]:
+    """Say what to do where Prefect's server is needed and cannot be used.
+
+    Raises:
+        ServerError: it cannot be reached, refuses what we ask of it, or is a temporary one that does not start.
+    """
+    try:
+        yield
+    except (RuntimeError, httpx.HTTPError) as error:
+        if not isinstance(error, httpx.HTTPError) and not raised_by(error, "prefect"):
+            raise
+        url = PREFECT_API_URL.value()
+        where = f"at {url}" if url else "of this process"
+        raise ServerError(f"Prefect's server {where}: cannot be used ({error}). {_cure(error, url)}") from error
+
+
+def _cure(error: Exception, url: str | None) -> str:
+    """Say what to do about it: the server may be there, and ask who we are."""
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
         return (
             "It lets in only who says its password: set PREFECT_API_AUTH_STRING to what the server has as "
             "PREFECT_SERVER_API_AUTH_STRING."
         )
-    return otherwise
+    return (
+        "Expected one that answers; start one with `csip serve` or `prefect server start`, look whether PREFECT_HOME "
+        f"can be written, or {'unset' if url else 'set'} PREFECT_API_URL."
+    )
 
 
 class Reporter:

@@ -84,7 +84,7 @@ def train_csip(snapshot: str, store: Store, experiment: Section[Experiment]) -> 
 
     Args:
         snapshot: name of a published snapshot; empty: the newest.
-        store: the folder of the store's tables.
+        store: the absolute folder of the store's tables, or s3://BUCKET/PREFIX.
         experiment: the recipe.
     """
     snapshot = snapshot or take_newest(store)

@@ -11,19 +11,21 @@ import time
 import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows
+from csip.errors import StoreError
 from csip.plain import to_plain
 from flows.build_skeletons import build_skeletons
-from flows.deploy import CHAINED, Plan, deploy
+from flows.deploy import CHAINED, Deployed, Plan, deploy
 from flows.evaluate_csip import evaluate_csip
-from flows.lost import AGAIN, FOUND, LOST
+from flows.lost import LOST, RULES
 from flows.prefect_plugin import spell_out
 from flows.recipes import RECIPES
 from flows.train_csip import train_csip
@@ -75,10 +77,10 @@ def read(name):
 def test_deploying_again_changes_what_is_there_and_makes_nothing_twice(deployed):
     with get_client(sync_client=True) as client:
         assert client.read_work_pool("pool-a").type == "process"
-        names = (LOST, FOUND, AGAIN, CHAINED)
-        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1]
+        names = (*RULES, CHAINED)
+        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1, 1]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", False))
-        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 0]
+        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1, 0]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
 
 
@@ -91,7 +93,7 @@ def test_deploying_again_leaves_rules_alone_that_wait_for_something(deployed, se
     before = triggers()
     deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
     assert triggers() == before
-    assert len(before) == 4
+    assert len(before) == 5
     # One that somebody has changed is put right.
     with get_client(sync_client=True) as client:
         (lost,) = client.read_automations_by_name(LOST)
@@ -154,6 +156,12 @@ BUILD, TRAIN, EVALUATE = "build-skeletons", "train-csip", "evaluate-csip"
         (BUILD, {"sources": "street.mp4"}, "sources"),
         (BUILD, {"sources": []}, "sources"),
         (BUILD, {"store": ""}, "store"),
+        # Under a worker's own folder, which is deleted with the run.
+        (BUILD, {"store": "store"}, "store"),
+        (TRAIN, {"store": "../store"}, "store"),
+        (EVALUATE, {"store": "gs://store"}, "store"),
+        (BUILD, {"sources": ["street.mp4"]}, "sources"),
+        (BUILD, {"sources": ["mars:data"]}, "sources"),
         (BUILD, {"config": {"detect": {"stride": "often"}}}, "stride"),
         (BUILD, {"config": {"detect": {"stride": -5}}}, "stride"),
         (BUILD, {"config": {"detect": {"confidence": 7.0}}}, "confidence"),
@@ -174,9 +182,64 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(deployed, server, fl
     assert told in caught.value.response.text
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sources": ["/videos/a.mp4", "/videos/b: the second.mp4"]},
+        {"sources": ["walkers:"]},
+        {"sources": ["mars:/data/mars"], "store": "s3://cameras"},
+    ],
+)
+def test_what_is_absolute_or_needs_no_place_is_taken(deployed, server, change):
+    with get_client(sync_client=True) as client:
+        client.delete_flow_run(client.create_flow_run_from_deployment(read(BUILD).id, parameters=change).id)
+
+
+def test_a_relative_store_is_refused_in_python_too():
+    with pytest.raises(ParameterTypeError, match="store"):
+        train_csip.validate_parameters({"snapshot": "x", "store": "store", "experiment": RECIPES["demo"]()})
+
+
+def test_a_run_tracks_again_also_where_its_deployment_builds_a_benchmark(tmp_path):
+    with pytest.raises(StoreError, match="found no table 'snapshots'"):
+        build_skeletons.fn(("mars:/nowhere",), str(tmp_path), retrack="video-12345678")
+
+
+@pytest.fixture
+def planned(command, monkeypatch):
+    """Run `csip deploy` up to where a server is needed: what is said, and the plan."""
+    plans = []
+    monkeypatch.setattr("flows.operate.deploy", lambda plan: plans.append(plan) or Deployed("", (), (), {}))
+
+    def run(*words):
+        done = command("deploy", "--no-plugin", "--json", *words)
+        return SimpleNamespace(code=done.code, err=done.err, plan=plans[-1] if plans else None)
+
+    return run
+
+
+def test_sources_that_are_deployed_are_absolute(planned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert planned("street.mp4", "/b.mp4").plan.sources == (f"{tmp_path}/street.mp4", "/b.mp4")
+    assert planned("mars:data").plan.sources == (f"mars:{tmp_path}/data",)
+    assert planned("mars:/data").plan.sources == ("mars:/data",)
+    assert planned("walkers:").plan.sources == ("walkers:",)
+
+
+def test_who_deploys_needs_no_gpu_and_who_serves_does(planned, command, tmp_path):
+    done = planned("--set", "runtime.device=cuda:99")
+    assert (done.code, done.plan.experiment.runtime.device) == (0, "cuda:99"), done.err
+    served = command("serve", "--store", tmp_path / "store", "--set", "runtime.device=cuda:99")
+    assert served.code == 1
+    assert "got 'cuda:99', which is device 99 here" in served.err
+
+
 def test_a_form_shows_what_a_number_may_be(deployed):
     fields = read(BUILD).parameter_openapi_schema["definitions"]["DetectConfig"]["properties"]
     assert (fields["stride"]["minimum"], fields["stride"]["maximum"]) == (1, 10_000)
+    assert fields["stride"]["description"].endswith(" [1 to 10000]")
+    # What lies between is refused.
+    assert fields["image_size"]["description"].endswith(" [0, or 64 to 8192]")
 
 
 def test_everything_a_run_needs_has_a_default(deployed, server):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import flows
+from flows import environment
 
 ROOT = Path(flows.__file__).resolve().parent.parent
 CSIP = Path(sys.executable).with_name("csip")
@@ -62,16 +63,27 @@ def test_telemetry_is_off_and_heartbeats_are_short_where_nobody_has_said_so(tmp_
     assert json.loads(told.stdout.splitlines()[-1]) == [False, False, 30]
 
 
+def test_heartbeats_come_as_often_as_the_rules_expect_them_whatever_the_user_has_set(monkeypatch, capsys):
+    name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+    monkeypatch.setenv(name, "180")
+    assert environment.of_runs()[name] == "30", "also where nobody has prepared anything"
+    environment.prepare()
+    assert os.environ[name] == "30"
+    assert f"{name}=180: runs of CSIP send one every 30 s all the same." in capsys.readouterr().err
+    environment.prepare()
+    assert capsys.readouterr().err == ""
+
+
 def asked(folder, **more):
     """Whom a build that comes to nothing asks for an address, on a terminal."""
     (folder / "spy").mkdir(parents=True)
     (folder / "spy" / "sitecustomize.py").write_text(SPY)
     (folder / "notes.mp4").write_text("no video")
-    environment = nothing(folder / "home", PYTHONPATH=str(folder / "spy"), SPY=str(folder / "asked"), **more)
+    variables = nothing(folder / "home", PYTHONPATH=str(folder / "spy"), SPY=str(folder / "asked"), **more)
     command = [CSIP, "build-skeletons", folder / "notes.mp4", "--store", folder / "store"]
     done = subprocess.run(
         [sys.executable, "-c", ON_A_TERMINAL, *map(str, command)],
-        env=environment,
+        env=variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -1,5 +1,6 @@
 """Runs that are not heard: which are lost, which are found again, which are handed out, and how often."""
 
+import functools
 import json
 import os
 import signal
@@ -10,19 +11,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
+from prefect.events import Event
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from csip.errors import StageError
-from flows import lost
+from flows import lost, recipes
+from flows.deploy import Plan, deploy
 from flows.stage import stage
 
 from .test_flows import ask, flow_runs, processes_of_runs, running_server, wait_for
 
 CSIP = Path(sys.executable).with_name("csip")
-# Prefect looks at what did not happen a minute late; here, where somebody waits for it, a few seconds late.
-SOON = {"PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "PT5S"}
+KINDS = {
+    "Pending": StateType.PENDING,
+    "Submitting": StateType.PENDING,
+    "Running": StateType.RUNNING,
+    "Lost": StateType.CRASHED,
+    "Late": StateType.SCHEDULED,
+    "AwaitingConcurrencySlot": StateType.SCHEDULED,
+}
 ON_THE_WAY = ("Scheduled", "Late", "Pending", "Submitting")
 SOMEBODY_ELSES = """
 import time
@@ -52,7 +64,7 @@ def endless(built, own_store, settings):
 
 @pytest.mark.slow
 def test_neither_a_run_of_the_command_line_nor_anybody_elses_is_lost_while_it_lives(tmp_path, endless):
-    with running_server(tmp_path / "server", **SOON) as server:
+    with running_server(tmp_path / "server") as server:
         processes, url = server.processes, server.url
         processes.run(CSIP, "deploy", "--no-plugin", "--store", endless.store)
         theirs = processes.start(sys.executable, "-c", SOMEBODY_ELSES)
@@ -74,7 +86,7 @@ def test_neither_a_run_of_the_command_line_nor_anybody_elses_is_lost_while_it_li
 
 @pytest.mark.slow
 def test_a_run_that_was_only_not_heard_for_a_while_goes_on_and_has_no_second_copy(tmp_path, endless):
-    with running_server(tmp_path / "server", **SOON) as server:
+    with running_server(tmp_path / "server") as server:
         processes, url = server.processes, server.url
         processes.run(CSIP, "deploy", "--no-plugin", "--recipe", "demo", *endless.words)
         worker = processes.start(CSIP, "worker")
@@ -102,7 +114,7 @@ def test_a_run_that_was_only_not_heard_for_a_while_goes_on_and_has_no_second_cop
         time.sleep(130)
         server.serve()
         # Longer than a run that is gone waits before it is handed out.
-        time.sleep(120)
+        time.sleep(160)
         assert history() in (["Running", "Lost", "Running"], ["Running", "Lost", "Running", "Lost", "Running"])
         assert worker.poll() is None
         worker.send_signal(signal.SIGTERM)
@@ -110,12 +122,80 @@ def test_a_run_that_was_only_not_heard_for_a_while_goes_on_and_has_no_second_cop
 
 
 @pytest.fixture
-def handed_out(monkeypatch, toys, store):
-    """Run a stage in a flow run with a history: how often it was handed out, and by whom at last."""
+def quick(tmp_path, monkeypatch):
+    """A server whose rules wait for seconds, and what a worker, a run and its owner tell it; nothing is really run."""
+    for name in ("SILENCE_SECONDS", "_PATIENCE_SECONDS"):
+        monkeypatch.setattr(lost, name, 15)
+    monkeypatch.setattr(lost, "_BEGIN_SECONDS", 15)
+    with running_server(tmp_path / "server") as server, temporary_settings({PREFECT_API_URL: server.url}):
+        deploy(Plan(recipes.demo(), ("walkers:",), str(tmp_path / "store"), "", "csip", False))
+        with get_client(sync_client=True) as client:
+            training = client.read_deployment_by_name("train-csip/train-csip").id
 
-    def run(*messages):
-        told = [State(type=StateType.SCHEDULED, name="AwaitingRetry", message=message) for message in messages]
-        told = [state for pair in ((one, State(type=StateType.RUNNING)) for one in told) for state in pair]
+            def taken(*names):
+                run = client.create_flow_run_from_deployment(training).id
+                become(run, *names)
+                return run
+
+            def become(run, *names):
+                for name in names:
+                    client.set_flow_run_state(run, State(type=KINDS.get(name, name.upper()), name=name))
+
+            def beat(run):
+                event = Event(
+                    event="prefect.flow-run.heartbeat",
+                    resource={"prefect.resource.id": f"prefect.flow-run.{run}"},
+                    related=[{"prefect.resource.id": "prefect.tag.csip", "prefect.resource.role": "tag"}],
+                )
+                httpx.post(f"{server.url}/events", json=[event.model_dump(mode="json")]).raise_for_status()
+
+            def begun():
+                run = taken("Pending", "Running")
+                beat(run)
+                return run
+
+            told = functools.partial(states, server.url)
+            yield SimpleNamespace(taken=taken, begun=begun, become=become, beat=beat, states=told)
+
+
+@pytest.mark.slow
+def test_each_rule_sees_the_runs_that_it_is_for_and_no_others(quick):
+    unbegun, waiting = quick.taken("Pending", "Submitting"), quick.taken("Pending", "AwaitingConcurrencySlot")
+    living, gone, back = (quick.begun() for _ in range(3))
+    deeds = {}
+
+    def once(run, last, *names):
+        """Let a run be heard, and become something, when it first stands so."""
+        if run not in deeds and quick.states(run)[-1:] == [last]:
+            deeds[run] = time.monotonic()
+            quick.become(run, *names[:-1])
+            quick.beat(run)
+            quick.become(run, *names[-1:])
+
+    end = time.monotonic() + 200
+    while len(deeds) < 2 or time.monotonic() < max(deeds.values()) + 45:
+        assert time.monotonic() < end, [quick.states(run) for run in (gone, back)]
+        quick.beat(living)
+        # The process that it was handed to is heard, and fails at once.
+        once(gone, "AwaitingRetry", "Pending", "Running", "Failed")
+        # It is heard once, and was ended before anybody knew.
+        once(back, "Lost")
+        time.sleep(1)
+    assert quick.states(gone) == ["Running", "Lost", "AwaitingRetry", "Running", "Failed"]
+    assert quick.states(back)[:4] == ["Running", "Lost", "Running", "Lost"]
+    assert quick.states(unbegun)[:2] == ["Lost", "AwaitingRetry"]
+    assert (quick.states(living), quick.states(waiting)) == (["Running"], ["AwaitingConcurrencySlot"])
+
+
+@pytest.fixture
+def handed_out(monkeypatch, toys, store):
+    """Run a stage in a flow run that was lost, with what came then: messages of what is scheduled, names of others."""
+
+    def run(*later):
+        told = [State(type=StateType.RUNNING), State(type=StateType.CRASHED, name="Lost")]
+        for one in later:
+            kind = KINDS.get(one, StateType.SCHEDULED)
+            told.append(State(type=kind, name=one) if one in KINDS else State(type=kind, message=one))
         read = "prefect.client.orchestration.SyncPrefectClient.read_flow_run_states"
         monkeypatch.setattr(read, lambda *_: told[::-1])
         monkeypatch.setattr(lost.runtime.flow_run, "__getattr__", {"id": str(uuid4()), "run_count": len(told)}.get)
@@ -129,21 +209,39 @@ def handed_out(monkeypatch, toys, store):
     return run
 
 
+BY_RULE = next(rule.actions[0].message for rule in lost.watch_over_runs() if rule.name == lost.AGAIN)
+AGAIN_AND_LOST = (BY_RULE, "Pending", "Running", "Lost")
+
+
 def test_a_run_that_is_lost_again_and_again_is_given_up(handed_out):
-    by_rule = lost.watch_over_runs()[2].actions[0].message
-    assert handed_out(*[by_rule] * 3).is_completed()
+    assert handed_out(*AGAIN_AND_LOST * 3).is_completed()
     with pytest.raises(StageError, match=r"has lost its worker 4 times, expected 3 at most(.|\n)*run it again"):
-        handed_out(*[by_rule] * 4).result()
+        handed_out(*AGAIN_AND_LOST * 4).result()
     # Somebody has seen to it, and runs it again by hand.
-    assert handed_out(*[by_rule] * 4, "Retry from the UI", by_rule).is_completed()
+    assert handed_out(*AGAIN_AND_LOST * 4, "Retry from the UI", "Running", "Lost", BY_RULE).is_completed()
 
 
-def test_what_lives_longer_than_the_patience_of_the_rules_has_sent_heartbeats():
-    # The figures that must fit together: a lost heartbeat alone is no reason for an alarm.
+def test_a_hand_out_counts_once_however_long_the_run_then_waits(handed_out):
+    # Prefect may apply a rule twice, and a run may be late, or wait for its turn, before somebody takes it.
+    twice = (BY_RULE, *AGAIN_AND_LOST)
+    assert handed_out(*twice * 3).is_completed()
+    waiting = (BY_RULE, "Late", "Pending", "AwaitingConcurrencySlot", "Pending", "Running", "Lost")
+    with pytest.raises(StageError, match="has lost its worker 4 times"):
+        handed_out(*waiting * 4).result()
+
+
+def test_the_rules_figures_fit_each_other_and_what_a_run_sends():
     from flows.environment import HEARTBEAT_SECONDS
 
-    alarm, found, again = (rule.trigger for rule in lost.watch_over_runs())
+    rules = {rule.name: rule.trigger for rule in lost.watch_over_runs()}
+    alarm, found, again, unbegun = (rules[name] for name in lost.RULES)
+    # A lost heartbeat alone is no reason for an alarm; no heartbeat at all is one.
     assert alarm.within.total_seconds() > 3 * HEARTBEAT_SECONDS
+    assert alarm.after == {"prefect.flow-run.heartbeat", "prefect.flow-run.Running"}
     assert again.within.total_seconds() >= 2 * HEARTBEAT_SECONDS
-    # Once it is handed out, a heartbeat is perhaps the other one's.
-    assert again.within.total_seconds() < found.within.total_seconds() < again.within.total_seconds() + 60
+    # Once it is handed out, a heartbeat is perhaps the other one's; until then it keeps the run from being handed out,
+    # and who is not found then would be lost for ever.
+    assert found.within == again.within
+    # A busy machine takes a minute to start a run.
+    assert unbegun.within.total_seconds() >= 300
+    assert "process" in [one.root.get("prefect.work-pool.type") for one in unbegun.match_related]

@@ -3,6 +3,7 @@
 import time
 from itertools import pairwise
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -10,6 +11,30 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from csip.types import Progress
 from flows import progress
 from flows.progress import LISTENER, Reporter
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (
+            "http://10.0.0.1/api",
+            r"server at http://10\.0\.0\.1/api: cannot be used \(gone\).*csip serve.*unset PREFECT_API_URL",
+        ),
+        (None, r"server of this process: cannot be used \(gone\).*or set PREFECT_API_URL"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_named_with_what_to_do(url, told):
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(progress.ServerError, match=told),
+        progress.server_needed(),
+    ):
+        raise httpx.ConnectError("gone")
+
+
+def test_an_error_of_anybody_else_is_none_of_the_server():
+    with pytest.raises(RuntimeError, match="ours"), progress.server_needed():
+        raise RuntimeError("ours")
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ ROOT = Path(flows.__file__).resolve().parent.parent
 
 WORK = """
 import sys
-from flows import worker
+from flows import environment, worker
+environment.prepare()
 sys.executable = sys.argv[1]
 try:
     worker.work("boxes", 3, healthcheck=True)
@@ -26,7 +27,8 @@ def start(folder, script):
     fake = folder / "fake-worker"
     fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_")}
+    environment = kept | {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "ERROR"}
     return subprocess.Popen(
         [sys.executable, "-c", WORK, fake], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -42,8 +44,9 @@ def test_a_worker_that_ends_by_itself_is_an_error_once_all_that_it_left_has_ende
     assert (tmp_path / "mark").read_text() == "saved\n"
     words = "-m prefect worker start --pool boxes --type process --limit 3 --with-healthcheck\n"
     assert (tmp_path / "words").read_text() == words
-    # Its log is for people.
-    assert "PREFECT_LOGGING_HANDLERS_" not in (tmp_path / "environment").read_text()
+    # Its log is for people: as the user has it, and not as it is quietened for commands that show progress.
+    told = (tmp_path / "environment").read_text().splitlines()
+    assert [one for one in told if "LOGGING" in one] == ["PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL=ERROR"]
 
 
 def test_a_worker_that_is_told_to_end_is_no_error_and_what_it_left_is_waited_for(tmp_path):
