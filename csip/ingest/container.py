@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 Image = npt.NDArray[np.uint8]
 VideoFrame = av.VideoFrame
 Alive = Callable[[], None]
+FileLook = tuple[int, ...]
 
 # Two of them hold sound alone: it is said better than refused.
 _FORMATS = (
@@ -65,8 +66,8 @@ def spell(path: Path) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def check_file(path: Path) -> tuple[int, int, int]:
-    """Give what tells a file that may be opened from a changed one: its size in bytes, time of change, and number.
+def check_file(path: Path) -> FileLook:
+    """Give what tells a file that may be opened from a changed one: its size in bytes, times of change, and number.
 
     Raises:
         VideoError: there is none, or nothing in it, or no reading it.
@@ -90,7 +91,8 @@ def check_file(path: Path) -> tuple[int, int, int]:
         raise VideoError(f"{spell(path)}: is not a plain file, expected a video file. Leave it out of the source.")
     if found.st_size == 0:
         raise VideoError(f"{spell(path)}: the file is empty (0 bytes), expected a video. Copy or record it again.")
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    # Whoever copies the old time onto a changed file (cp -p, touch -r) cannot set the time of that very change.
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def open_container(path: Path, **options: str) -> av.container.InputContainer:

@@ -12,7 +12,6 @@ Shapes: F frames, H and W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import sys
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from csip.errors import DecoderLostError, VideoError
-from csip.ingest.container import Alive, Image, check_file, nothing, sound_times, spell
+from csip.ingest.container import Alive, FileLook, Image, check_file, nothing, sound_times, spell
+from csip.ingest.content import digest_file
 from csip.ingest.fallback import pyav_images
 from csip.ingest.scan import Scan, scan_video
 from csip.types import Frames
@@ -38,7 +38,6 @@ import decord
 
 _log = logging.getLogger(__name__)
 
-_BLOCK = 1 << 20
 _EVERY = range(sys.maxsize)
 _COMPARED = 1 << 14  # frames at once: a day has millions
 
@@ -65,6 +64,7 @@ class VideoInfo:
         num_frames: frames that the packets in the file hold and the container shows.
         announced_frames: frames that the container says there are; more than `num_frames` where the file breaks off.
         duration: seconds from the first frame's start to the last one's end.
+        look: what the file looked like from outside; see `check_file`.
     """
 
     path: Path
@@ -77,6 +77,7 @@ class VideoInfo:
     num_frames: int
     announced_frames: int
     duration: float
+    look: FileLook
 
 
 def probe(path: Path, alive: Alive = nothing, scan_file: Callable[[Path, Alive], Scan] = scan_video) -> VideoInfo:
@@ -90,28 +91,13 @@ def probe(path: Path, alive: Alive = nothing, scan_file: Callable[[Path, Alive],
     Raises:
         VideoError: the file is missing, empty, unreadable, no video, has no video stream, or changes meanwhile.
     """
-    before = check_file(path)
+    look = check_file(path)
     scan = scan_file(path, alive)
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                size += len(block)
-                alive()
-    except OSError as error:
-        raise VideoError(
-            f"{spell(path)}: reading it failed after {size} bytes ({error.strerror}). Copy it anew."
-        ) from error
-    if check_file(path) != before or size != before[0]:
-        raise VideoError(
-            f"{spell(path)}: had {before[0]} bytes and changed while it was read. Is it still being written? Run the "
-            "same command again when it is complete."
-        )
+    sha256 = digest_file(path, look, alive)
     return VideoInfo(
         path,
-        digest.hexdigest(),
-        size,
+        sha256,
+        look[0],
         scan.codec,
         scan.width,
         scan.height,
@@ -119,6 +105,7 @@ def probe(path: Path, alive: Alive = nothing, scan_file: Callable[[Path, Alive],
         num_frames=len(scan.pts),
         announced_frames=len(scan.pts) + scan.missing,
         duration=scan.duration,
+        look=look,
     )
 
 

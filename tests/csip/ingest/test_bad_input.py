@@ -3,6 +3,7 @@
 The referee is PyAV, used as plainly as it can be: every frame it decodes, at its own time.
 """
 
+import dataclasses
 import hashlib
 import http.server
 import importlib.util
@@ -27,6 +28,7 @@ from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, VideoError
 from csip.ingest import decoder_process as decoder_module
+from csip.ingest.container import check_file
 from csip.ingest.decoder import Decoder
 from csip.ingest.sources import list_videos
 from csip.plain import from_plain, to_plain
@@ -260,7 +262,7 @@ def read(decoder, path):
     """(indices, seconds, pictures, error) that the decoder gives."""
     index, time, pictures, error = [], [], [], ""
     try:
-        for frames in decoder.frames(path, batch=7):
+        for frames in decoder.frames(decoder.probe(path), batch=7):
             index += frames.frame_index.tolist()
             time += frames.time.tolist()
             pictures += list(frames.pixels)
@@ -367,7 +369,8 @@ SELECTED = [
 def test_a_part_of_a_video_is_what_the_whole_has_there(folder, decoder, name, wanted):
     whole = dict(zip(*read(decoder, folder / name)[::2], strict=True))
     expected = [index for index in wanted if index in whole]
-    parts = list(decoder.frames(folder / name, batch=4, start=wanted.start, stop=wanted.stop, stride=wanted.step))
+    info = decoder.probe(folder / name)
+    parts = list(decoder.frames(info, batch=4, start=wanted.start, stop=wanted.stop, stride=wanted.step))
     assert [index for some in parts for index in some.frame_index.tolist()] == expected
     for some in parts:
         for index, pixels in zip(some.frame_index.tolist(), some.pixels, strict=True):
@@ -550,8 +553,10 @@ def test_no_file_makes_us_read_another_or_ask_the_web(folder, decoder, web, tmp_
     path.write_text(LURES[lure].format(where=secret if local else f"{address}/secret.ts"))
     with pytest.raises(VideoError, match=NO_VIDEO.told):
         decoder.probe(path)
+    info = dataclasses.replace(decoder.probe(folder / "h264.ts"), path=path)
+    info = dataclasses.replace(info, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), look=check_file(path))
     with pytest.raises(VideoError, match=NO_VIDEO.told):
-        next(decoder.frames(path, batch=4))
+        next(decoder.frames(info, batch=4))
     assert asked == []
 
 

@@ -50,7 +50,7 @@ def lose_second(monkeypatch):
 
     def lose(self):
         if lost:
-            raise DecoderLostError(f"{self._path}: the decoder hung")
+            raise DecoderLostError(f"{self._video.path}: the decoder hung")
         return read(self)
 
     monkeypatch.setattr(Pictures, "_next", lose)
@@ -121,7 +121,7 @@ def test_whoever_is_interrupted_blames_no_file(extracted, replayed, street, step
     read, interrupt = Pictures._next, Decoder.interrupt
 
     def stuck(self):
-        reading.append(self._path)
+        reading.append(self._video)
         os.kill(self._decoder.pid, signal.SIGSTOP)
         return read(self)
 
