@@ -2,10 +2,10 @@
 
 decord decodes, but only what the container's own account (`csip.ingest.scan`) says of the frames is believed, and no
 picture before PyAV has decoded the same frame without a complaint: decord shows what it could not decode, and lets
-later frames move up where it lost one. Where it is known to go wrong (edit lists, negative or repeated times, AV1),
-where its count, its times or the size of its pictures are not the container's, where its referee complains, and where
-it gives up, PyAV decodes. It is read with `next()` only: its random access gives other pictures than its sequential
-reading.
+later frames move up where it lost one. Where it is known to go wrong (edit lists, negative or repeated times, AV1, the
+colours of 10 bits and of interlaced frames), where its count, its times or the size of its pictures are not the
+container's, where its referee complains, and where it gives up, PyAV decodes. It is read with `next()` only: its random
+access gives other pictures than its sequential reading.
 
 Shapes: F frames, H and W pixels.
 """
@@ -187,7 +187,7 @@ def _decode(path: Path, scan: Scan, threads: int, wanted: range, alive: Alive) -
         done, why = yield from _decord_images(path, scan, threads, wanted, alive)
     if why:
         _log.warning("%s: from frame %d on PyAV decodes, because %s.", spell(path), done, why)
-        yield from pyav_images(path, scan, threads, wanted, done, alive)
+        yield from pyav_images(path, scan, wanted, done, alive)
 
 
 def _decord_images(
@@ -206,8 +206,9 @@ def _decord_images(
         if why := _disagreement(reader, scan):
             return done, why
         for image in _refereed(reader, path, scan, threads, alive):
-            if image.shape[:2] != (scan.height, scan.width):
-                return done, f"decord gives a picture of {image.shape[1]} x {image.shape[0]} pixels"
+            # Of few pixels a row it takes the room between rows for more of them.
+            if tuple(image.shape) != (scan.height, scan.width, 3):
+                return done, f"decord gives a picture of {' x '.join(map(str, image.shape))} numbers"
             yield done, np.asarray(np.from_dlpack(_Lent(image)), np.uint8) if done in wanted else None
             done += 1
     except decord.DECORDLimitReachedError as error:
@@ -217,7 +218,7 @@ def _decord_images(
         ) from error
     except (decord.DECORDError, RuntimeError) as error:
         return done, f"decord failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    return done, "" if done == len(scan.pts) else "the file is damaged there"
+    return done, "" if done == len(scan.pts) else "the file is damaged there, or goes on with frames of another kind"
 
 
 class _Lent:

@@ -1,6 +1,7 @@
 """The table of bad input: each file gives the referee's frames, or is quarantined with its reason; none hangs.
 
-The referee is PyAV, used as plainly as it can be: every frame it decodes, at its own time.
+The referee is PyAV, used as plainly as it can be: every frame it decodes, at its own time. Of one thread, as several
+fill in otherwise what is damaged.
 """
 
 import dataclasses
@@ -122,6 +123,8 @@ TABLE = [
     Row("odd.mp4", encoded(size=(63, 47), pix_fmt="yuv444p"), Good(size=(63, 47))),
     Row("10 bits.mkv", encoded("libx265", pix_fmt="yuv420p10le"), Good()),
     Row("10 bits.mp4", encoded(pix_fmt="yuv420p10le"), Good()),
+    Row("12 bits.mkv", encoded("libx265", pix_fmt="yuv422p12le"), Good()),
+    Row("colours of one column.webm", encoded("libvpx-vp9", pix_fmt="yuv440p", deadline="realtime"), Good()),
     Row("interlaced.mp4", encoded(flags="+ilme+ildct"), Good()),
     Row("one frame.mp4", encoded(count=1), Good(range(1))),
     Row("edit list.mp4", encoded(ticks=[n - 14 for n in range(40)]), Good(range(14, 40))),
@@ -146,12 +149,8 @@ TABLE = [
     Row("P-frame lost.mp4", lost(16), DAMAGED),
     Row("P-frame lost, hevc.mkv", lost(20, codec="libx265"), Partial("read 36 of 39")),
     Row("P-frames lost, MPEG-4.mp4", lost(13, codec="mpeg4", bf="2"), Partial("read 37 of 39")),
-    Row("bits turned.mkv", lambda path: make.flip(make.encode(path), 14, 18), Partial(r"^$|read \d+ of 40")),
-    Row(
-        "bits turned, hevc.mp4",
-        lambda path: make.flip(make.encode(path, "libx265"), 13, 17),
-        Partial(r"^$|read \d+ of 40"),
-    ),
+    Row("bits turned.mkv", lambda path: make.flip(make.encode(path), 14, 18), HURT),
+    Row("bits turned, hevc.mp4", lambda path: make.flip(make.encode(path, "libx265"), 13, 17), HURT),
     Row("two, small last.mp4", lambda path: make.two_streams(path, other_first=False), Good()),
     Row("mp4 called.avi", encoded(form="mp4"), Good()),
     Row("avi called.mp4", encoded("mpeg4", form="avi"), Good()),
@@ -234,6 +233,7 @@ def referee(path):
     """(seconds or None, (H, W, 3) upright) of all that PyAV decodes, in its order."""
     frames = []
     with av.open(f"file:{path}") as container:
+        container.streams.video[0].codec_context.thread_count = 1
         streams = container.demux(video=0)
         while True:
             try:
