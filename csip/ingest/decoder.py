@@ -23,7 +23,7 @@ import numpy.typing as npt
 from csip.config import RuntimeConfig
 from csip.errors import DecoderLostError, VideoError
 from csip.ingest.container import spell
-from csip.ingest.decoder_process import BrokenError, DecoderProcess
+from csip.ingest.decoder_process import BrokenError, DecoderProcess, Patience
 from csip.ingest.video import VideoInfo
 from csip.types import Frames
 
@@ -107,17 +107,18 @@ class Decoder:
             VideoError: the file is no video, or its reading crashed, hung or outlasted its limit.
             StageError: the child cannot be started.
         """
-        answers = dict(self._ask(path, {"do": "probe"}, self._limit(path, _READ_FOR_PROBE)))
+        answers = dict(self._ask(path, {"do": "probe"}, _READ_FOR_PROBE))
         info = answers["info"]
         return VideoInfo(path=path, look=tuple(info.pop("look")), **info)
 
-    def _limit(self, path: Path, times: int) -> float:
-        """Give the seconds that reading a file so many times may take."""
+    @staticmethod
+    def _seconds_to_read(path: Path) -> float:
+        """Give the seconds that reading a file once may take."""
         try:
             size = os.stat(path).st_size
         except (OSError, ValueError):
             size = 0  # The child says why it cannot be read.
-        return self._runtime.decode_limit_seconds + times * size / _SLOWEST_READ
+        return size / _SLOWEST_READ
 
     def frames(
         self, video: VideoInfo, *, batch: int, start: int = 0, stop: int | None = None, stride: int = 1
@@ -148,10 +149,9 @@ class Decoder:
             )
         request = {"do": "frames", "start": start, "stop": stop, "stride": stride, "batch": batch}
         request |= {"threads": self._runtime.decode_threads, "sha256": video.sha256, "look": video.look}
-        limit = self._limit(video.path, _READ_FOR_FRAMES)
         held: _Batch | None = None
         try:
-            with contextlib.closing(self._ask(video.path, request, limit)) as answers:
+            with contextlib.closing(self._ask(video.path, request, _READ_FOR_FRAMES)) as answers:
                 for kind, value in answers:
                     if kind == "opened":
                         held = _Batch(batch, value["height"], value["width"])
@@ -172,13 +172,20 @@ class Decoder:
         if held is not None and len(held):
             yield held.take()
 
-    def _ask(self, path: Path, request: dict[str, Any], limit: float) -> Generator[tuple[str, Any], None, None]:
-        """Send a request; give the answers up to its end, a frame as (index, seconds, view of its slot)."""
+    def _ask(self, path: Path, request: dict[str, Any], times: int) -> Generator[tuple[str, Any], None, None]:
+        """Send a request; give the answers up to its end, a frame as (index, seconds, view of its slot).
+
+        `times` is how often the file is read for it.
+        """
         if self._open:
             self._end()
         self._open = mine = object()
+        reading = self._seconds_to_read(path)
+        patience = Patience(
+            self._runtime.decode_limit_seconds + times * reading, self._runtime.decode_limit_factor, reading
+        )
         try:
-            for answer in self._start().ask(path, request, limit, self._runtime.decode_limit_factor):
+            for answer in self._start().ask(path, request, patience):
                 yield answer
                 if self._open is not mine:
                     raise ValueError(f"Decoder: another reading was begun before that of {spell(path)} was at its end.")

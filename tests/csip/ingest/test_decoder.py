@@ -237,6 +237,34 @@ decoder_child.LastScan = lambda: dawdling
         assert decoder.probe(short).num_frames == 30
 
 
+def test_a_large_file_on_a_slow_disk_may_be_indexed_in_silence_and_then_no_more(tmp_path, monkeypatch, short):
+    # decord reads all of the file before it gives the first frame, and cannot be asked to say so.
+    slow = """
+import time
+make, read = video.decord.VideoReader, decoder_child.read_images
+def indexing(*args, **kwargs):
+    time.sleep(2.5)
+    return make(*args, **kwargs)
+def hanging(*args):
+    for item in read(*args):
+        time.sleep(60 if item[0] == 20 else 0)
+        yield item
+video.decord.VideoReader, decoder_child.read_images = indexing, hanging
+"""
+    replace_child(monkeypatch, tmp_path, slow)
+    info = probe(short)
+    with Decoder(RuntimeConfig(decode_stall_seconds=1)) as decoder:
+        with pytest.raises(DecoderLostError, match="the decoder hung: no frame for 1 s"):
+            next(decoder.frames(info, batch=1))
+        monkeypatch.setattr(decoder_module, "_SLOWEST_READ", info.bytes / 20)
+        frames, seen = decoder.frames(info, batch=1), []
+        begun = time.monotonic()
+        with pytest.raises(DecoderLostError, match="the decoder hung: no frame for 1 s"):
+            seen.extend(frames)
+        assert indices(seen) == list(range(20))
+        assert time.monotonic() - begun < 12
+
+
 def test_a_file_whose_size_cannot_be_told_is_asked_for_all_the_same(decoder, short, monkeypatch):
     # As behind a link into a folder that is closed to this user, or on a network that is gone.
     def stat(path, *args, give=os.stat, **kwargs):
