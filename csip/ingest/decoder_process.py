@@ -187,9 +187,10 @@ class DecoderProcess:
                 f"was waited for {self._waited:.0f} s, longer than a video of its length may take, and its decoder was "
                 "killed. Is the disk very slow? Raise runtime.decode_limit_seconds or runtime.decode_limit_factor."
             )
+        silent = f"{round(stall, 1):g} s"
         return (
-            f"the decoder hung: no frame for {round(stall, 1):g} s, and it was killed. The file is damaged, or its disk "
-            "or network does not answer; copy it anew, or raise runtime.decode_stall_seconds."
+            f"the decoder hung: no frame for {silent}, and it was killed. The file is damaged, or its disk or "
+            "network does not answer; copy it anew, or raise runtime.decode_stall_seconds."
         )
 
     def _last_words(self) -> str:
