@@ -29,6 +29,7 @@ from csip import tables
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.errors import SourceError, VideoError
 from csip.ingest import decoder_process as decoder_module
+from csip.ingest.check import check_sources
 from csip.ingest.container import check_file
 from csip.ingest.decoder import Decoder
 from csip.ingest.sources import list_videos
@@ -479,6 +480,23 @@ def test_a_folder_that_cannot_be_looked_into_is_counted(folder, built, monkeypat
     outcome, _ = built(tmp_path)
     assert (outcome.counts["files"], outcome.counts["unreadable_folders"]) == (1, 1)
     assert "closed: the folder cannot be looked into (Permission denied)" in outcome.counts["unreadable 1"]
+
+
+def test_a_check_counts_folders_that_are_closed_apart_from_files(folder, tmp_path, monkeypatch):
+    shutil.copy(folder / "h264.mp4", tmp_path)
+    (tmp_path / "closed").mkdir()
+
+    def scandir(path, give=os.scandir):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return give(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    told = (
+        r"found 0 of 1 files that .* as videos, and 1 folders that .* into\. 1 of 1:\n  .*closed: the folder cannot be"
+    )
+    with pytest.raises(SourceError, match=told):
+        check_sources((str(tmp_path),), ExtractConfig(), RUNTIME)
 
 
 @pytest.mark.parametrize("name", ["videos.zip", "videos.TAR", "videos.tar.gz", "videos.7z"])
