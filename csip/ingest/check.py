@@ -48,27 +48,28 @@ def check_sources(sources: tuple[str, ...], config: ExtractConfig, runtime: Runt
     found = find_sources(sources, "")
     if found is None:
         return count_benchmark(open_benchmark(sources[0], config, runtime))
-    files = [one.path for one in found.files]
-    wrong = list(found.closed)
+    wrong: list[str] = []
     seconds, shas = 0.0, set()
     with Decoder(runtime) as decoder:
-        for path in files:
+        for one in found.files:
             try:
-                info = decoder.probe(path)
+                info = decoder.probe(one.path)
             except VideoError as error:
-                wrong.append(str(error))
+                wrong.append(f"{one.told}: {error}" if one.told else str(error))
                 continue
             seconds += info.duration
             shas.add(info.sha256)
-    if wrong:
-        listed = "".join(f"\n  {one}" for one in wrong[:SHOWN])
+    told = [*wrong, *found.closed]
+    if told:
+        listed = "".join(f"\n  {one}" for one in told[:SHOWN])
         raise SourceError(
-            f"Sources {', '.join(sources)}: found {len(wrong)} of {len(files)} files that cannot be read as videos. "
-            f"{min(len(wrong), SHOWN)} of {len(wrong)}:{listed}\nA build leaves them out and reads the others."
+            f"Sources {', '.join(sources)}: found {len(wrong)} of {len(found.files)} files that cannot be read as "
+            f"videos, and {len(found.closed)} folders that cannot be looked into. "
+            f"{min(len(told), SHOWN)} of {len(told)}:{listed}\nA build leaves them out and reads the others."
         )
     return {
         "videos": len(shas),
-        "duplicate files": len(files) - len(shas),
+        "duplicate files": len(found.files) - len(shas),
         "minutes": round(seconds / 60, 2),
         "other files": dict(found.others),
     }

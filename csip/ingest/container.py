@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 Image = npt.NDArray[np.uint8]
 VideoFrame = av.VideoFrame
 Alive = Callable[[], None]
+FileLook = tuple[int, ...]
 
 # Two of them hold sound alone: it is said better than refused.
 _FORMATS = (
@@ -50,8 +51,8 @@ _FORMATS = (
         "yuv4mpegpipe",
     ),
 )
-# These fill in what is damaged, one thread otherwise than two: rows must not depend on how many a machine has.
-_CONCEALING, _CONCEALING_THREADS = frozenset({"h264", "mpeg1video", "mpeg2video"}), 2
+# decord makes other colours than PyAV of all others that were tried: of 10 bits, 4:4:0, NV12.
+_ALIKE = frozenset({"gray", "yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p"})
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
 
 
@@ -65,8 +66,8 @@ def spell(path: Path) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def check_file(path: Path) -> tuple[int, int, int]:
-    """Give what tells a file that may be opened from a changed one: its size in bytes, time of change, and number.
+def check_file(path: Path) -> FileLook:
+    """Give what tells a file that may be opened from a changed one: its size in bytes, times of change, and number.
 
     Raises:
         VideoError: there is none, or nothing in it, or no reading it.
@@ -90,7 +91,8 @@ def check_file(path: Path) -> tuple[int, int, int]:
         raise VideoError(f"{spell(path)}: is not a plain file, expected a video file. Leave it out of the source.")
     if found.st_size == 0:
         raise VideoError(f"{spell(path)}: the file is empty (0 bytes), expected a video. Copy or record it again.")
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    # Whoever copies the old time onto a changed file (cp -p, touch -r) cannot set the time of that very change.
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def open_container(path: Path, **options: str) -> av.container.InputContainer:
@@ -116,12 +118,11 @@ def picture_stream(container: av.container.InputContainer) -> av.VideoStream | N
     return None
 
 
-def pyav_frames(path: Path, threads: int, alive: Alive, packets: int | None = None) -> Iterator[av.VideoFrame]:
+def pyav_frames(path: Path, alive: Alive, packets: int | None = None) -> Iterator[av.VideoFrame]:
     """Decode with PyAV, past packets that do not decode.
 
     Args:
         path: of the file.
-        threads: decoding threads.
         alive: called again and again.
         packets: that the file was seen to hold; None: nobody has looked yet.
 
@@ -133,11 +134,9 @@ def pyav_frames(path: Path, threads: int, alive: Alive, packets: int | None = No
         stream = picture_stream(container)
         if stream is None:
             return
-        if stream.codec_context.codec.canonical_name in _CONCEALING:
-            threads = _CONCEALING_THREADS
-        stream.codec_context.thread_count = threads
-        # Threads share a frame's slices: threads that share out frames would lose whole ones beside a damaged one.
-        stream.codec_context.thread_type = "SLICE"
+        # Several fill in otherwise what is damaged, and some otherwise each time: rows must not depend on that. Frames
+        # of one slice, as most are, would be no faster.
+        stream.codec_context.thread_count = 1
         for packet in _packets(container, stream, path):
             alive()
             given += packet.size > 0
@@ -175,7 +174,8 @@ def _packets(
 def sound_times(path: Path, threads: int, alive: Alive) -> Generator[int | None, None, None]:
     """Give the time of each frame, ticks, as far as PyAV decodes all before it without the least complaint.
 
-    No picture is finished for it, which makes it cheaper than any decoding that is looked at.
+    A frame of which decord would make other colours counts as one. No picture is finished for it, which makes it
+    cheaper than any decoding that is looked at.
 
     Args:
         path: of the file.
@@ -196,9 +196,18 @@ def sound_times(path: Path, threads: int, alive: Alive) -> Generator[int | None,
         for packet in container.demux(stream):
             alive()
             for frame in packet.decode():
-                if frame.is_corrupt:
+                if frame.is_corrupt or other_colours(frame):
                     return
                 yield frame.pts
+
+
+def other_colours(frame: av.VideoFrame) -> str:
+    """Say why decord would make other colours of a frame than PyAV, up to 80 of 255 levels, or nothing."""
+    if frame.format.name not in _ALIKE:
+        return f"decord gives {frame.format.name} other colours"
+    if frame.interlaced_frame:
+        return "decord gives interlaced frames other colours"
+    return "decord gives frames of odd sizes other colours" if frame.width % 2 or frame.height % 2 else ""
 
 
 def upright(frame: av.VideoFrame, height: int, width: int) -> Image:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from csip.config import RuntimeConfig
 from csip.errors import DecoderLostError, VideoError
 from csip.ingest.container import spell
-from csip.ingest.decoder_process import BrokenError, DecoderProcess
+from csip.ingest.decoder_process import BrokenError, DecoderProcess, Patience
 from csip.ingest.video import VideoInfo
 from csip.types import Frames
 
@@ -31,8 +31,8 @@ from csip.types import Frames
 _SLOWEST_READ = 5e6
 
 # How often a file is read from its begin to its end: its packets and for its digest; its packets, decord's index of
-# them and its frames.
-_READ_FOR_PROBE, _READ_FOR_FRAMES = 2, 3
+# them, its frames, and for a digest before and behind these where it does not look as it did.
+_READ_FOR_PROBE, _READ_FOR_FRAMES = 2, 5
 
 
 class Decoder:
@@ -107,35 +107,38 @@ class Decoder:
             VideoError: the file is no video, or its reading crashed, hung or outlasted its limit.
             StageError: the child cannot be started.
         """
-        answers = dict(self._ask(path, {"do": "probe"}, self._limit(path, _READ_FOR_PROBE)))
-        return VideoInfo(path=path, **answers["info"])
+        answers = dict(self._ask(path, {"do": "probe"}, _READ_FOR_PROBE))
+        info = answers["info"]
+        return VideoInfo(path=path, look=tuple(info.pop("look")), **info)
 
-    def _limit(self, path: Path, times: int) -> float:
-        """Give the seconds that reading a file so many times may take."""
+    @staticmethod
+    def _seconds_to_read(path: Path) -> float:
+        """Give the seconds that reading a file once may take."""
         try:
             size = os.stat(path).st_size
         except (OSError, ValueError):
             size = 0  # The child says why it cannot be read.
-        return self._runtime.decode_limit_seconds + times * size / _SLOWEST_READ
+        return size / _SLOWEST_READ
 
     def frames(
-        self, path: Path, *, batch: int, start: int = 0, stop: int | None = None, stride: int = 1
+        self, video: VideoInfo, *, batch: int, start: int = 0, stop: int | None = None, stride: int = 1
     ) -> Generator[Frames, None, None]:
         """Decode the frames whose index lies in ``range(start, stop, stride)``, numbered as in the whole video.
 
         Args:
-            path: the video file.
+            video: as `probe` found it: no frame of another content is given out for one of its.
             batch: frames a `Frames`; the last one may hold fewer. The child decodes two batches ahead.
             start: index of the first frame wanted.
             stop: index after the last one; None: to the video's end.
             stride: distance of two wanted frames.
 
         Yields:
-            Frames in order, with pixels of their own. Every frame that decodes comes before an error is raised.
+            Frames in order, with pixels of their own. Every frame that decodes comes before a file is called damaged.
 
         Raises:
             ValueError: a number is out of its range, or another reading was begun before this one was at its end.
-            DecoderLostError: the file cannot be opened, or its reading failed, crashed, hung or outlasted its limit.
+            DecoderLostError: the file cannot be opened, or its content changed, or its reading failed, crashed, hung or
+                outlasted its limit.
             VideoError: the file is damaged, and was read to its end.
             StageError: the child cannot be started.
         """
@@ -145,10 +148,10 @@ class Decoder:
                 "stride 1 or more, start 0 or more, and stop not before start."
             )
         request = {"do": "frames", "start": start, "stop": stop, "stride": stride, "batch": batch}
-        request["threads"] = self._runtime.decode_threads
+        request |= {"threads": self._runtime.decode_threads, "sha256": video.sha256, "look": video.look}
         held: _Batch | None = None
         try:
-            with contextlib.closing(self._ask(path, request, self._limit(path, _READ_FOR_FRAMES))) as answers:
+            with contextlib.closing(self._ask(video.path, request, _READ_FOR_FRAMES)) as answers:
                 for kind, value in answers:
                     if kind == "opened":
                         held = _Batch(batch, value["height"], value["width"])
@@ -156,6 +159,9 @@ class Decoder:
                         held.add(*value)
                         if held.full:
                             yield held.take()
+        except DecoderLostError:
+            # Nobody vouches for frames that no full batch was made of.
+            raise
         except VideoError as error:
             if held is None:
                 # It may be there again the next time; it did not break off.
@@ -166,13 +172,20 @@ class Decoder:
         if held is not None and len(held):
             yield held.take()
 
-    def _ask(self, path: Path, request: dict[str, Any], limit: float) -> Generator[tuple[str, Any], None, None]:
-        """Send a request; give the answers up to its end, a frame as (index, seconds, view of its slot)."""
+    def _ask(self, path: Path, request: dict[str, Any], times: int) -> Generator[tuple[str, Any], None, None]:
+        """Send a request; give the answers up to its end, a frame as (index, seconds, view of its slot).
+
+        `times` is how often the file is read for it.
+        """
         if self._open:
             self._end()
         self._open = mine = object()
+        reading = self._seconds_to_read(path)
+        patience = Patience(
+            self._runtime.decode_limit_seconds + times * reading, self._runtime.decode_limit_factor, reading
+        )
         try:
-            for answer in self._start().ask(path, request, limit, self._runtime.decode_limit_factor):
+            for answer in self._start().ask(path, request, patience):
                 yield answer
                 if self._open is not mine:
                     raise ValueError(f"Decoder: another reading was begun before that of {spell(path)} was at its end.")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from csip.errors import DecoderLostError, VideoError
+from csip.ingest.content import SameContent
 from csip.ingest.scan import LastScan, Scan
 from csip.ingest.video import probe, read_images
 
@@ -92,7 +93,9 @@ def serve(parent: Parent, memory: int) -> None:
                 info = dataclasses.asdict(probe(path, parent.alive, scan_file))
                 parent.send("info", {name: value for name, value in info.items() if name != "path"})
             else:
-                _give_frames(parent, memory, path, request, scan_file(path, parent.alive))
+                same = SameContent(path, request["sha256"], tuple(request["look"]), parent.alive)
+                same.require()
+                _give_frames(parent, memory, path, request, scan_file(path, parent.alive), same)
         except DecoderLostError as error:
             parent.send("lost", str(error))
         except VideoError as error:
@@ -101,8 +104,13 @@ def serve(parent: Parent, memory: int) -> None:
             parent.send("end")
 
 
-def _give_frames(parent: Parent, memory: int, path: Path, request: dict[str, Any], scan: Scan) -> None:
-    """Decode, and put every wanted frame into the ring's next slot as soon as that is free."""
+def _give_frames(
+    parent: Parent, memory: int, path: Path, request: dict[str, Any], scan: Scan, same: SameContent
+) -> None:
+    """Decode, and put every wanted frame into the ring's next slot as soon as that is free.
+
+    The last frame of a batch is held back until it is known that none of them is of another content.
+    """
     stop = sys.maxsize if request["stop"] is None else request["stop"]
     wanted = range(request["start"], stop, request["stride"])
     shape = (scan.height, scan.width, 3)
@@ -119,8 +127,16 @@ def _give_frames(parent: Parent, memory: int, path: Path, request: dict[str, Any
                 parent.receive()
                 free += 1
             ring[sent % slots] = picture
+            if (sent + 1) % request["batch"] == 0:
+                same.require()
             parent.send("frame", [index, at])
             sent, free = sent + 1, free - 1
+    except VideoError:
+        # Or it is not damaged, but another one's end.
+        same.require()
+        raise
+    else:
+        same.require()
     finally:
         # What the parent says of slots it empties later must not be read as requests.
         while free < slots:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,22 @@ CHILD = ("-m", "csip.ingest.decoder_child")
 _PATIENCE_WITH_THE_DEAD = 5.0
 _PATIENCE_WITH_THE_NEWBORN = 60.0  # at least: it loads its libraries, on a machine that may be busy
 _ERRORS = {"error": VideoError, "lost": DecoderLostError}
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a process is waited for, beside the seconds for which it may be silent.
+
+    Attributes:
+        limit: seconds for a request.
+        factor: seconds more for every second of the video.
+        indexing: seconds more that it may be silent for once it has opened the video: decord reads the whole file for
+            an index before it gives a sign of life.
+    """
+
+    limit: float
+    factor: float
+    indexing: float
 
 
 class BrokenError(Exception):
@@ -71,7 +88,7 @@ class DecoderProcess:
         self._waited = 0.0
         self._slots: npt.NDArray[np.uint8] | None = None
         try:
-            self._receive(self._stall)
+            self._receive(self._stall, self._stall)
         except BrokenError as error:
             self.kill()
             raise StageError(
@@ -106,18 +123,19 @@ class DecoderProcess:
             self._memory = -1
         self._slots = None
 
-    def ask(self, path: Path, request: dict[str, Any], limit: float, factor: float) -> Iterator[tuple[str, Any]]:
+    def ask(self, path: Path, request: dict[str, Any], patience: Patience) -> Iterator[tuple[str, Any]]:
         """Send a request, and give its answers.
 
         Raises:
             VideoError: what the child raised.
-            BrokenError: the child died, hung, or was waited for longer than `limit` and `factor` times its length.
+            BrokenError: the child died, hung, or was waited for longer than it may take.
         """
         self._waited = 0.0
         self._send({**request, "path": os.fspath(path)})
-        number = 0
+        number, limit, more = 0, patience.limit, 0.0
         while True:
-            kind, value = self._receive(limit)
+            kind, value = self._receive(limit, self._stall + more)
+            more = 0.0
             if kind == "end":
                 self._slots = None
                 return
@@ -127,7 +145,8 @@ class DecoderProcess:
             if kind == "log":
                 _LOG.log(*value)
             elif kind == "opened":
-                limit += factor * value["duration"]
+                limit += patience.factor * value["duration"]
+                more = patience.indexing
                 shape = (value["slots"], value["height"], value["width"], 3)
                 self._slots = _view(self._memory, shape)
                 yield kind, value
@@ -146,15 +165,15 @@ class DecoderProcess:
         with contextlib.suppress(BrokenPipeError):
             os.write(self._process.stdin.fileno(), json.dumps(message).encode() + b"\n")  # type: ignore[union-attr]
 
-    def _receive(self, limit: float) -> tuple[str, Any]:
+    def _receive(self, limit: float, stall: float) -> tuple[str, Any]:
         """Wait for the next line; only this waiting counts, not what the caller does between two of them."""
         while not self._lines:
-            left = min(self._stall, limit - self._waited)
+            left = min(stall, limit - self._waited)
             before = time.monotonic()
             ready = self._poll.poll(max(0.0, left) * 1000)
             self._waited += time.monotonic() - before
             if not ready:
-                raise BrokenError(self._overdue(limit))
+                raise BrokenError(self._overdue(limit, stall))
             read = os.read(self._stdout, 1 << 16)
             if not read:
                 raise BrokenError(self._last_words())
@@ -162,14 +181,15 @@ class DecoderProcess:
         kind, value = json.loads(self._lines.pop(0))
         return kind, value
 
-    def _overdue(self, limit: float) -> str:
+    def _overdue(self, limit: float, stall: float) -> str:
         if self._waited >= limit:
             return (
                 f"was waited for {self._waited:.0f} s, longer than a video of its length may take, and its decoder was "
                 "killed. Is the disk very slow? Raise runtime.decode_limit_seconds or runtime.decode_limit_factor."
             )
+        silent = f"{round(stall, 1):g} s"
         return (
-            f"the decoder hung: no frame for {self._stall:g} s, and it was killed. The file is damaged, or its disk or "
+            f"the decoder hung: no frame for {silent}, and it was killed. The file is damaged, or its disk or "
             "network does not answer; copy it anew, or raise runtime.decode_stall_seconds."
         )
 

@@ -100,10 +100,14 @@ def extract_videos(
     yield Progress("extract_videos", total, total, "seconds of video")
     seconds.update(storing.seconds)
     seconds["all"] = time.monotonic() - begun  # type: ignore[assignment]
+    return Outcome(tuple(storing.done), _counts(storing, seconds), digests.weights)
+
+
+def _counts(storing: Storing, seconds: Seconds) -> dict[str, object]:
+    """Count what both passes made, what they took, and the first of the videos that were left out."""
     counts: dict[str, object] = {**storing.totals}
     counts["seconds"] = {name: round(value, 3) for name, value in sorted(seconds.items())}
-    counts |= {f"left out {i}": reason for i, reason in enumerate(storing.reasons[:SHOWN], 1)}
-    return Outcome(tuple(storing.done), counts, digests.weights)
+    return counts | {f"left out {i}": reason for i, reason in enumerate(storing.reasons[:SHOWN], 1)}
 
 
 def _plan(

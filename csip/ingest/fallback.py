@@ -15,15 +15,12 @@ from csip.ingest.scan import Scan
 _HELD_BACK, _HELD_BYTES = 16, 256_000_000
 
 
-def pyav_images(
-    path: Path, scan: Scan, threads: int, wanted: range, first: int, alive: Alive
-) -> Iterator[tuple[int, Image | None]]:
+def pyav_images(path: Path, scan: Scan, wanted: range, first: int, alive: Alive) -> Iterator[tuple[int, Image | None]]:
     """Give (frame index, (H, W, 3) RGB or nothing) of every frame from `first` on. A lost one shifts no other.
 
     Args:
         path: the video file.
         scan: of the same file.
-        threads: decoding threads.
         wanted: indices of the frames whose pictures are wanted.
         first: index of the first frame to give.
         alive: called again and again.
@@ -34,7 +31,7 @@ def pyav_images(
     held: dict[int, Image | None] = {}
     most = min(_HELD_BACK, _HELD_BYTES // (3 * scan.height * scan.width))
     at, named = first - 1, -1
-    for frame in pyav_frames(path, threads, alive, scan.packets):
+    for frame in pyav_frames(path, alive, scan.packets):
         index = scan.place(frame.pts, frame.dts, named)
         if index is None:
             continue  # Before an edit list's start, or without its references: the container does not show it.

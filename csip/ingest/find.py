@@ -32,11 +32,19 @@ _HIDDEN, _NO_KIND = "hidden", "without an ending"
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A file that a source named, and its camera; `plain` where nobody named the camera."""
+    """A file that a source named, and its camera.
+
+    Attributes:
+        path: of the file.
+        camera: that took it.
+        plain: nobody named the camera.
+        told: where a manifest names a file that is not there; empty for all others.
+    """
 
     path: Path
     camera: str
     plain: bool = False
+    told: str = ""
 
 
 @dataclass(slots=True)
@@ -69,7 +77,8 @@ def expand_all(sources: tuple[str, ...], camera: str) -> Found:
         camera: of all of them; empty: every file is a camera of its own.
 
     Raises:
-        SourceError: no source, no such path, an empty folder, an archive, or a manifest without the right columns.
+        SourceError: no source, no such path, an empty folder, an archive, or a manifest without the right columns or
+            of whose paths none is there. Where only some are missing, they are given: whoever reads them says so.
     """
     if not sources:
         raise SourceError("Found no source, expected at least one: name a video, a folder of videos, or a manifest.")
@@ -222,8 +231,26 @@ def _read_manifest(path: Path, camera: str, passed: PassedOver) -> Iterator[Name
         raise SourceError(f"Manifest {path}: found columns {fields}, expected path and camera in the first line.")
     if not lines:
         raise SourceError(f"Manifest {path}: found no lines below the header, expected one a video.")
-    for number, line in enumerate(lines, 2):
-        if not line["path"] or not (camera or line["camera"]):
-            raise SourceError(f"Manifest {path}, line {number}: found {line}, expected a path and a camera.")
-        for video in find_videos(path.parent / line["path"], passed):
-            yield Named(video, camera or line["camera"])
+    named = [one for number, line in enumerate(lines, 2) for one in _read_line(path, number, line, camera, passed)]
+    if all(one.told for one in named):
+        raise SourceError(
+            f"{named[0].told}: {spell(named[0].path)}: no such file or folder, nor is any other of the manifest's "
+            f"{len(named)} paths there. Expected paths that are absolute, or relative to the manifest's own folder."
+        )
+    yield from named
+
+
+def _read_line(
+    manifest: Path, number: int, line: Mapping[str, str], camera: str, passed: PassedOver
+) -> Iterator[Named]:
+    where = f"Manifest {spell(manifest)}, line {number}"
+    if not line["path"] or "\0" in line["path"] or not (camera or line["camera"]):
+        raise SourceError(f"{where}: found {line}, expected a path and a camera.")
+    path, camera = manifest.parent / line["path"], camera or line["camera"]
+    if _look_at(path) == "nothing":
+        yield Named(path, camera, told=where)
+        return
+    try:
+        yield from (Named(video, camera) for video in find_videos(path, passed))
+    except SourceError as error:
+        raise SourceError(f"{where}: {error}") from None

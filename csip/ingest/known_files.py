@@ -2,8 +2,9 @@
 
 A file of the user's cache (`CSIP_CACHE`), outside of every store and its promises: without it, or where it is damaged
 or wrong, files are read. A line of it says which content, by SHA-256, a file has as long as its place, size, times and
-number are these; all of those go into one digest, so that it names no file. Lines are only ever added, each in one
-write: several processes may do so at once and be killed at any point, and a line that came out torn says nothing.
+number are these; all of those go into one digest, so that it names no file. Lines are added, each in one write: several
+processes may do so at once and be killed at any point, and a line that came out torn says nothing. When there are too
+many, the newest take the place of all; a line that is added in that moment may be lost, and its file is read again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import logging
 import os
 import stat
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from csip.weights import cache_folder
 _LOG = logging.getLogger(__name__)
 
 _NAME = "known-files"
-_MOST_BYTES = 1 << 27  # some 900,000 files; then it begins anew
+_MOST_BYTES = 1 << 27  # some 900,000 files; then the older half of them is forgotten
 # Within the resolution of a file system's clock a file may change again and look the same.
 _SETTLED_SECONDS = 5.0
 _CHECK_DIGITS = 16
@@ -34,7 +36,7 @@ class FileState:
     Attributes:
         key: of its real path, size, times, number and device.
         bytes: its size.
-        age: seconds since its content, or anything else about it, changed last.
+        age: seconds since its content, or anything else about it, changed last; nobody can set that time.
     """
 
     key: str
@@ -54,7 +56,7 @@ def look_at(path: Path) -> FileState | None:
     # Whoever copies the old times onto a changed file (cp -p, touch -r) cannot set the time of that very change.
     facts = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
     key = hashlib.sha256(os.fsencode(real) + repr(facts).encode()).hexdigest()
-    return FileState(key, found.st_size, time.time() - max(found.st_mtime, found.st_ctime))
+    return FileState(key, found.st_size, time.time() - found.st_ctime)
 
 
 class KnownFiles:
@@ -84,22 +86,48 @@ class KnownFiles:
         after = look_at(path)
         if before is None or after is None or after.key != before.key or before.age < _SETTLED_SECONDS:
             return
-        check = _check(before.key, sha256)
-        self._lines[before.key] = (sha256, check)
-        self._add(f"{before.key} {sha256} {check}")
+        line = (sha256, _check(before.key, sha256))
+        if self._lines.get(before.key) != line:
+            self._lines[before.key] = line
+            self._add(" ".join((before.key, *line)))
 
     def _read(self) -> dict[str, tuple[str, str]]:
         try:
             if self._path is None or not stat.S_ISREG(os.stat(self._path).st_mode):
                 return {}
-            if self._path.stat().st_size > _MOST_BYTES:
-                self._path.unlink()
-                return {}
-            lines = self._path.read_bytes().split(b"\n")
+            with self._path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(size - _MOST_BYTES, 0))
+                held = file.read()
         except OSError:
             return {}
-        fields = (line.decode("ascii", "replace").split(" ") for line in lines)
-        return {one[0]: (one[1], one[2]) for one in fields if len(one) == 3}
+        lines: dict[str, tuple[str, str]] = {}
+        for one in (line.decode("ascii", "replace").split(" ") for line in held.split(b"\n")):
+            if len(one) == 3:
+                lines.pop(one[0], None)  # so that the newest come last
+                lines[one[0]] = (one[1], one[2])
+        if size > _MOST_BYTES:
+            self._shorten(lines)
+        return lines
+
+    def _shorten(self, lines: dict[str, tuple[str, str]]) -> None:
+        """Put the newest of the lines in the place of all of them, half as many as there may be."""
+        kept, room = [], _MOST_BYTES // 2
+        for key, (sha, check) in reversed(lines.items()):
+            line = f"\n{key} {sha} {check}\n".encode()
+            room -= len(line)
+            if room < 0:
+                break
+            if check == _check(key, sha):
+                kept.append(line)
+        try:
+            made, name = tempfile.mkstemp(dir=cache_folder(), prefix=f"{_NAME}-")
+            with os.fdopen(made, "wb") as file:
+                file.writelines(reversed(kept))
+            os.replace(name, cache_folder() / _NAME)
+        except OSError as error:
+            _LOG.debug("%s: cannot be shortened (%s); nothing is added.", self._path, error.strerror)
+            self._path = None
 
     def _add(self, line: str) -> None:
         if self._path is None:

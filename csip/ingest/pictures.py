@@ -6,13 +6,13 @@ Shapes: H W pixels of a frame.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from csip.errors import DecoderLostError, VideoError
 from csip.ingest.decoder import Decoder
+from csip.ingest.video import VideoInfo
 from csip.types import Frames
 
 _DECODE_BATCH = 8
@@ -21,15 +21,15 @@ _DECODE_BATCH = 8
 class Pictures:
     """Reads a video's wanted frames, in order; a later call reads on from where the last one stopped."""
 
-    def __init__(self, path: Path, decoder: Decoder, stride: int) -> None:
+    def __init__(self, video: VideoInfo, decoder: Decoder, stride: int) -> None:
         """Open nothing yet.
 
         Args:
-            path: of the video.
+            video: which.
             decoder: decodes.
             stride: distance of two frames that may be wanted, in frame_index.
         """
-        self._path, self._decoder, self._stride = path, decoder, stride
+        self._video, self._decoder, self._stride = video, decoder, stride
         self._frames: Generator[Frames, None, None] | None = None
         self._held: Frames | None = None
 
@@ -41,7 +41,7 @@ class Pictures:
         if not wanted:
             return
         if self._frames is None:
-            self._frames = self._decoder.frames(self._path, batch=_DECODE_BATCH, start=wanted[0], stride=self._stride)
+            self._frames = self._decoder.frames(self._video, batch=_DECODE_BATCH, start=wanted[0], stride=self._stride)
         names = set(wanted)
         while (some := self._next()) is not None:
             index = some.frame_index.tolist()

@@ -99,7 +99,7 @@ def _read(plan: VideoPlan, decoder: Decoder, stride: int, batch: int) -> Iterato
             return
     todo = plan.segments[len(known) :]
     if todo:
-        with closing(decoder.frames(plan.info.path, batch=batch, start=todo[0].first, stride=stride)) as frames:
+        with closing(decoder.frames(plan.info, batch=batch, start=todo[0].first, stride=stride)) as frames:
             yield from _divide(plan, todo, frames)
 
 

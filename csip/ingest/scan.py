@@ -15,7 +15,7 @@ import av.error
 import numpy as np
 
 from csip.errors import VideoError
-from csip.ingest.container import Alive, VideoFrame, check_file, nothing, pyav_frames, spell
+from csip.ingest.container import Alive, VideoFrame, check_file, nothing, other_colours, pyav_frames, spell
 from csip.ingest.packets import Packets, count_packets, read_packets
 from csip.types import IntArray
 
@@ -114,7 +114,7 @@ def scan_video(path: Path, alive: Alive = nothing) -> Scan:
     size, *_ = check_file(path)
     try:
         packets = read_packets(path, alive)
-        frame = next(pyav_frames(path, 1, alive), None)
+        frame = next(pyav_frames(path, alive), None)
         if not packets.count or frame is None:
             raise VideoError(
                 f"{spell(path)}: found a {packets.codec} stream of {packets.count} packets, none of which decodes; "
@@ -154,10 +154,13 @@ def _judge(packets: Packets, frame: VideoFrame, path: Path, alive: Alive) -> Sca
     span = float(ticks[-1] - ticks[0]) * tick
     fps = round((len(ticks) - 1) / span, 6) if span > 0 else packets.rate
     missing, hidden = _missing(packets, path, alive)
+    colours = other_colours(frame)
     distrust = {
         # It loses the first group of pictures there, and repeats the last frame as often.
         f"decord misreads {packets.form} files": not packets.indexed,
         "decord cannot read AV1": packets.codec == "av1",
+        # Its referee sees no damage there.
+        "decord's pictures of damaged VP8 hang on its threads": packets.codec == "vp8",
         "it has several video streams": packets.streams > 1,
         "its packets have no times, or times that run backwards": not known_by,
         "its packets have the times of decoding alone": known_by == "dts",
@@ -166,6 +169,7 @@ def _judge(packets: Packets, frame: VideoFrame, path: Path, alive: Alive) -> Sca
         "it does not start with a key frame": not packets.key_first,
         "an edit list hides frames": hidden,
         "its container is damaged": not packets.whole,
+        colours: bool(colours),
         # It reserves memory for all of them, and the process dies where there is not so much.
         "more frames are announced than there are": missing > packets.count,
         "decord's index of so many frames takes too much memory": packets.count > _MOST_INDEXED,
@@ -217,5 +221,5 @@ def _times(packets: Packets, first: VideoFrame, path: Path, alive: Alive) -> tup
 
 def _out_of_order(path: Path, alive: Alive) -> bool:
     """Tell whether decoded frames come in another order than their own times, which then are no times of theirs."""
-    times = (frame.pts or 0 for frame in itertools.islice(pyav_frames(path, 1, alive), _LOOKED_AT))
+    times = (frame.pts or 0 for frame in itertools.islice(pyav_frames(path, alive), _LOOKED_AT))
     return any(one > other for one, other in itertools.pairwise(times))

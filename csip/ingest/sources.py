@@ -26,7 +26,7 @@ from csip.ingest.video_rows import (
     written,
 )
 from csip.maintenance.forget import FORGOTTEN
-from csip.tables import any_of
+from csip.tables import any_of, quote
 from csip.types import ExtractDigests, Outcome, Output, Progress, SourceVideo, Stage, VideoList
 
 _LOG = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class _Looking:
         self._stood_on = finished_ever(store)
         self._changed: dict[str, Row] = {}
         self._places: dict[str, str] = {}  # of videos, as table `videos` writes them -> SHA-256
+        self._contents: dict[str, str] = {}  # of all that was looked at: written place -> SHA-256, or key by its place
         self._readable: set[str] = set()  # keys that these would have had if they could not be read
         self._reasons: list[str] = []
         self._duplicates = self._refused = 0
@@ -109,7 +110,7 @@ class _Looking:
         try:
             info = decoder.probe(one.path)
         except VideoError as error:
-            self._look_at_unreadable(one, state, str(error))
+            self._look_at_unreadable(one, state, f"{one.told}: {error}" if one.told else str(error))
             return
         self._known_files.remember(one.path, state, info.sha256)
         if info.sha256 in self._gone:
@@ -130,6 +131,7 @@ class _Looking:
             sha = named_by_content(one.path, self._runtime.decode_stall_seconds)
             if sha != named_by_place(one.path):
                 self._known_files.remember(one.path, state, sha)
+        self._contents[written(one.path)] = sha
         if sha in self._gone:
             self._refused += 1
         elif state is not None and self._is_settled(sha, state.bytes):
@@ -144,7 +146,7 @@ class _Looking:
     def _add(self, one: Named, sha: str, duration: float) -> None:
         self._duplicates += sha in self.videos
         self.videos.setdefault(sha, SourceVideo(sha, str(real_path(one.path)), one.camera, duration))
-        self._places[written(one.path)] = sha
+        self._places[written(one.path)] = self._contents[written(one.path)] = sha
         self._readable.add(named_by_place(one.path))
 
     def _mend(self, info: VideoInfo) -> None:
@@ -163,9 +165,17 @@ class _Looking:
             if row is not None and row["status"] != QUARANTINED and row["path"] != place and not self._lies_there(row):
                 self._changed[sha] = row | {"path": place}
         record_rows(self._store, self._changed.values())
-        outdated = {sha for sha in self._readable & set(self._rows) if self._rows[sha]["status"] == QUARANTINED}
+        outdated = {sha for sha, row in self._rows.items() if self._is_outdated(sha, row)}
         if outdated:
-            tables.delete(self._store, "videos", any_of("video_sha", outdated))
+            # Another build may have finished one of them meanwhile.
+            where = f"{any_of('video_sha', outdated)} AND status = {quote(QUARANTINED)}"
+            tables.delete(self._store, "videos", where)
+
+    def _is_outdated(self, sha: str, row: Row) -> bool:
+        """Tell whether a row says that a file cannot be read which can be by now, or which holds something else."""
+        if row["status"] != QUARANTINED or sha in self._changed or sha in self._stood_on:
+            return False
+        return sha in self._readable or self._contents.get(row["path"], sha) != sha
 
     def _lies_there(self, row: Row) -> bool:
         """Tell whether a video is still where it was when it was last read."""

@@ -52,6 +52,7 @@ class Storing:
         self._out, self._config, self._digests = out, config, digests
         self._decoder, self._encoders = decoder, encoders
         self._passes: dict[str, TrackPass] = {}  # by video_sha, of what is being worked on
+        self._left_out: set[str] = set()
         self.done: list[ExtractedVideo] = []
         self.totals = dict.fromkeys(("frames", "detections", "tracklets", "crops", "quarantined"), 0)
         self.reasons: list[str] = []
@@ -88,8 +89,14 @@ class Storing:
         self._go_on(ended.plan, ended.segment, ended.plan.detected[ended.segment.number], last=last)
 
     def quarantine(self, rejected: Rejected) -> None:
-        """Record a video that cannot be worked on, with its reason; it stops none of the others."""
+        """Record a video that cannot be worked on, with its reason; it stops none of the others.
+
+        Both passes may fail over it, as where its disk goes away: it is left out once, for the first reason.
+        """
         video = rejected.video
+        if video.video_sha in self._left_out:
+            return
+        self._left_out.add(video.video_sha)
         self._leave(video)
         self.totals["quarantined"] += 1
         self.reasons.append(rejected.reason)

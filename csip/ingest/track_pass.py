@@ -86,7 +86,7 @@ class TrackPass:
             stride=config.detect.stride,
             make_id=lambda number: tracklet_id(sha, digests.track, number),
         )
-        self._pictures = Pictures(plan.info.path, decoder, config.detect.stride)
+        self._pictures = Pictures(plan.info, decoder, config.detect.stride)
         self._summaries: dict[str, TrackSummary] = {}
         self._times: dict[str, tuple[float, float]] = {}
         self._counts: dict[str, int] = {"frames": 0, "detections": 0}

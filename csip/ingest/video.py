@@ -2,17 +2,16 @@
 
 decord decodes, but only what the container's own account (`csip.ingest.scan`) says of the frames is believed, and no
 picture before PyAV has decoded the same frame without a complaint: decord shows what it could not decode, and lets
-later frames move up where it lost one. Where it is known to go wrong (edit lists, negative or repeated times, AV1),
-where its count, its times or the size of its pictures are not the container's, where its referee complains, and where
-it gives up, PyAV decodes. It is read with `next()` only: its random access gives other pictures than its sequential
-reading.
+later frames move up where it lost one. Where it is known to go wrong (edit lists, negative or repeated times, AV1, the
+colours of 10 bits and of interlaced frames), where its count, its times or the size of its pictures are not the
+container's, where its referee complains, and where it gives up, PyAV decodes. It is read with `next()` only: its random
+access gives other pictures than its sequential reading.
 
 Shapes: F frames, H and W pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import sys
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from csip.errors import DecoderLostError, VideoError
-from csip.ingest.container import Alive, Image, check_file, nothing, sound_times, spell
+from csip.ingest.container import Alive, FileLook, Image, check_file, nothing, sound_times, spell
+from csip.ingest.content import digest_file
 from csip.ingest.fallback import pyav_images
 from csip.ingest.scan import Scan, scan_video
 from csip.types import Frames
@@ -38,7 +38,6 @@ import decord
 
 _log = logging.getLogger(__name__)
 
-_BLOCK = 1 << 20
 _EVERY = range(sys.maxsize)
 _COMPARED = 1 << 14  # frames at once: a day has millions
 
@@ -65,6 +64,7 @@ class VideoInfo:
         num_frames: frames that the packets in the file hold and the container shows.
         announced_frames: frames that the container says there are; more than `num_frames` where the file breaks off.
         duration: seconds from the first frame's start to the last one's end.
+        look: what the file looked like from outside; see `check_file`.
     """
 
     path: Path
@@ -77,6 +77,7 @@ class VideoInfo:
     num_frames: int
     announced_frames: int
     duration: float
+    look: FileLook
 
 
 def probe(path: Path, alive: Alive = nothing, scan_file: Callable[[Path, Alive], Scan] = scan_video) -> VideoInfo:
@@ -90,28 +91,13 @@ def probe(path: Path, alive: Alive = nothing, scan_file: Callable[[Path, Alive],
     Raises:
         VideoError: the file is missing, empty, unreadable, no video, has no video stream, or changes meanwhile.
     """
-    before = check_file(path)
+    look = check_file(path)
     scan = scan_file(path, alive)
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                size += len(block)
-                alive()
-    except OSError as error:
-        raise VideoError(
-            f"{spell(path)}: reading it failed after {size} bytes ({error.strerror}). Copy it anew."
-        ) from error
-    if check_file(path) != before or size != before[0]:
-        raise VideoError(
-            f"{spell(path)}: had {before[0]} bytes and changed while it was read. Is it still being written? Run the "
-            "same command again when it is complete."
-        )
+    sha256 = digest_file(path, look, alive)
     return VideoInfo(
         path,
-        digest.hexdigest(),
-        size,
+        sha256,
+        look[0],
         scan.codec,
         scan.width,
         scan.height,
@@ -119,6 +105,7 @@ def probe(path: Path, alive: Alive = nothing, scan_file: Callable[[Path, Alive],
         num_frames=len(scan.pts),
         announced_frames=len(scan.pts) + scan.missing,
         duration=scan.duration,
+        look=look,
     )
 
 
@@ -200,7 +187,7 @@ def _decode(path: Path, scan: Scan, threads: int, wanted: range, alive: Alive) -
         done, why = yield from _decord_images(path, scan, threads, wanted, alive)
     if why:
         _log.warning("%s: from frame %d on PyAV decodes, because %s.", spell(path), done, why)
-        yield from pyav_images(path, scan, threads, wanted, done, alive)
+        yield from pyav_images(path, scan, wanted, done, alive)
 
 
 def _decord_images(
@@ -219,8 +206,9 @@ def _decord_images(
         if why := _disagreement(reader, scan):
             return done, why
         for image in _refereed(reader, path, scan, threads, alive):
-            if image.shape[:2] != (scan.height, scan.width):
-                return done, f"decord gives a picture of {image.shape[1]} x {image.shape[0]} pixels"
+            # Of few pixels a row it takes the room between rows for more of them.
+            if tuple(image.shape) != (scan.height, scan.width, 3):
+                return done, f"decord gives a picture of {' x '.join(map(str, image.shape))} numbers"
             yield done, np.asarray(np.from_dlpack(_Lent(image)), np.uint8) if done in wanted else None
             done += 1
     except decord.DECORDLimitReachedError as error:
@@ -230,7 +218,7 @@ def _decord_images(
         ) from error
     except (decord.DECORDError, RuntimeError) as error:
         return done, f"decord failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    return done, "" if done == len(scan.pts) else "the file is damaged there"
+    return done, "" if done == len(scan.pts) else "the file is damaged there, or goes on with frames of another kind"
 
 
 class _Lent:

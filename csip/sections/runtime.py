@@ -26,7 +26,8 @@ class RuntimeConfig:
         pose_batch: frames a pose-model call.
         encode_threads: threads that cut out and encode crops.
         encode_batch: crops an image-encoder call outside training.
-        decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files.
+        decode_threads: threads of the video decoder; decord's own default (0) fails on healthy VP9 files. What only
+            PyAV reads has one, so that no row hangs on how many there are.
         decode_stall_seconds: a decoder that gives no sign of life for this long is killed, and its video left out.
         decode_limit_seconds: how long a video's decoder is waited for in all, at least; what the pose model takes
             meanwhile does not count.

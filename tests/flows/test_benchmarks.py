@@ -66,7 +66,7 @@ def test_a_check_opens_videos(command, street, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     done = command("check", street, tmp_path / "broken.mp4")
     assert (done.code, done.out) == (1, "")
-    assert "found 1 of 2 files that cannot be read as videos" in done.err
+    assert "found 1 of 2 files that cannot be read as videos, and 0 folders that cannot" in done.err
 
 
 def test_a_benchmark_is_scored_by_its_own_rule_and_says_which(mars_trained):

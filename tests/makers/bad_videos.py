@@ -17,9 +17,13 @@ TICK = Fraction(1, 10)
 
 
 def stamp(number, height=48, width=64):
-    """(H, W, 3) grey picture whose upper blocks spell `number` in binary, lowest bit first."""
+    """(H, W, 3) picture, coloured in its last sixth, whose upper blocks spell `number` in binary, lowest bit first."""
     picture = np.full((height, width, 3), 60, np.uint8)
     picture[:, width // 2 :] = 90
+    below = height * 5 // 6
+    # Colours that change within a block of pixels that share one: who spreads them otherwise gives other pictures.
+    y, x = np.mgrid[below:height, :width]
+    picture[below:] = np.stack([(x // 3 + y) % 2 * 255, (x // 5 + y // 3) % 2 * 255, (x + number) % 3 * 127], axis=2)
     edges = np.linspace(0, width, BITS + 1).astype(int)
     for bit in range(BITS):
         picture[: height * 2 // 3, edges[bit] : edges[bit + 1]] = 235 if number >> bit & 1 else 16

@@ -9,7 +9,6 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from csip.errors import VideoError
 from csip.ingest.cut import encode_crop
 from csip.ingest.decoder import Decoder
+from csip.ingest.video import VideoInfo
 from csip.types import Frames, IntArray
 
 _DECODE_BATCH = 16
@@ -34,7 +34,7 @@ class Track:
     """
 
     run: str
-    video: Path
+    video: VideoInfo
     frame_index: IntArray
     boxes: IntArray
 
@@ -104,9 +104,9 @@ class _Pass:
         crops = self._held.pop(number)
         if self._missing[number]:
             raise VideoError(
-                f"{self._video}: found no picture for {self._missing[number]} frames of a tracklet that the container "
-                "has, and cut the others. The file is damaged; copy it anew, or take these frames out of the file that "
-                "names them."
+                f"{self._video.path}: found no picture for {self._missing[number]} frames of a tracklet that the "
+                "container has, and cut the others. The file is damaged; copy it anew, or take these frames out of the "
+                "file that names them."
             )
         if self._next == self._end:
             # Read to where it ends, the decoder need not be started anew; what else is wrong there, nobody needs.

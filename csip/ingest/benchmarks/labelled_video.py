@@ -63,7 +63,12 @@ class Videos:
         self._beside = _look_beside(root, sidecars, self._tracklets, findings) if sidecars else {}
         if sidecars:
             self._counts["frames without a side-car file"] = sum(self.lengths) - len(self._beside)
-        tracks = [Track(one.labels.role, root / one.video, one.frame_index, one.boxes) for one in self._tracklets]
+        # Where a video could not be read, that is a finding, and nothing is ever cut.
+        tracks = [
+            Track(one.labels.role, said.videos[one.video], one.frame_index, one.boxes)
+            for one in self._tracklets
+            if one.video in said.videos
+        ]
         self._cutter = Cutter(tracks, quality=quality, decoder=decoder)
 
     @property

@@ -1,5 +1,6 @@
 """A decoder that crashes, hangs or dawdles costs its own video and nothing else; nothing is left behind."""
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -76,7 +77,7 @@ def replace_child(monkeypatch, tmp_path, code):
 
 def test_the_child_gives_what_reading_in_this_process_gives(decoder):
     assert decoder.probe(SHIPPED) == probe(SHIPPED)
-    pairs = zip(decoder.frames(SHIPPED, batch=25), read_frames(SHIPPED, batch=25, threads=2), strict=True)
+    pairs = zip(decoder.frames(probe(SHIPPED), batch=25), read_frames(SHIPPED, batch=25, threads=2), strict=True)
     for given, expected in itertools.islice(pairs, 8):
         np.testing.assert_array_equal(given.pixels, expected.pixels)
         np.testing.assert_array_equal(given.frame_index, expected.frame_index)
@@ -84,7 +85,7 @@ def test_the_child_gives_what_reading_in_this_process_gives(decoder):
 
 
 def test_frames_keep_their_pixels_when_the_ring_goes_round(decoder, short):
-    kept = list(decoder.frames(short, batch=1))
+    kept = list(decoder.frames(probe(short), batch=1))
     assert [round(frames.pixels.mean() / 8) for frames in kept] == list(range(30))
 
 
@@ -101,7 +102,7 @@ def test_frames_keep_their_pixels_when_the_ring_goes_round(decoder, short):
     ],
 )
 def test_a_selection_is_numbered_as_in_the_whole_video(decoder, short, selection, expected):
-    frames = list(decoder.frames(short, batch=4, **selection))
+    frames = list(decoder.frames(probe(short), batch=4, **selection))
     assert indices(frames) == list(expected)
     assert [round(picture.mean() / 8) for some in frames for picture in some.pixels] == list(expected)
     assert [at for some in frames for at in some.time] == pytest.approx([n / 10 for n in expected])
@@ -110,7 +111,7 @@ def test_a_selection_is_numbered_as_in_the_whole_video(decoder, short, selection
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"start": -1}, {"stride": 0}, {"start": 4, "stop": 3}])
 def test_a_selection_out_of_range_is_refused(decoder, short, wrong):
     with pytest.raises(ValueError, match=r"expected batch and stride 1 or more"):
-        next(decoder.frames(short, **{"batch": 4} | wrong))
+        next(decoder.frames(probe(short), **{"batch": 4} | wrong))
 
 
 def test_what_the_child_says_of_a_file_arrives_here(decoder, tmp_path, caplog):
@@ -119,7 +120,7 @@ def test_what_the_child_says_of_a_file_arrives_here(decoder, tmp_path, caplog):
         decoder.probe(tmp_path / "zero.mp4")
     before = decoder.pid
     path = write_video(tmp_path / "a.ts", 20)
-    assert indices(decoder.frames(path, batch=8)) == list(range(20))
+    assert indices(decoder.frames(probe(path), batch=8)) == list(range(20))
     assert "decord misreads mpegts files" in caplog.text
     assert decoder.pid == before
 
@@ -129,7 +130,7 @@ def test_frames_before_an_error_come_before_it(decoder, tmp_path):
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     seen = []
     with pytest.raises(VideoError, match=r"read \d+ of \d+ frames"):
-        seen.extend(decoder.frames(whole, batch=16))
+        seen.extend(decoder.frames(probe(whole), batch=16))
     assert indices(seen) == indices(expected_before_error(whole))
 
 
@@ -155,7 +156,7 @@ decoder_child.read_images = counting
 """,
     )
     with Decoder(RUNTIME) as decoder:
-        frames = decoder.frames(SHIPPED, batch=5)
+        frames = decoder.frames(probe(SHIPPED), batch=5)
         next(frames)
         time.sleep(1.0)
         # Five were given and ten fit into the ring; one more waits for a slot.
@@ -165,13 +166,13 @@ decoder_child.read_images = counting
 
 
 def test_a_killed_child_costs_its_video_and_the_next_has_a_new_one(decoder, short):
-    frames = decoder.frames(SHIPPED, batch=4)
+    frames = decoder.frames(probe(SHIPPED), batch=4)
     next(frames)
     first = decoder.pid
     os.kill(first, signal.SIGKILL)
     with pytest.raises(VideoError, match=r"pedestrians\.mp4: the decoder's process died of SIGKILL\. .*out of memory"):
         list(frames)
-    assert indices(decoder.frames(short, batch=8)) == list(range(30))
+    assert indices(decoder.frames(probe(short), batch=8)) == list(range(30))
     assert decoder.pid != first
 
 
@@ -183,7 +184,7 @@ def test_a_crash_is_named_by_its_signal(tmp_path, monkeypatch, short):
 
 def test_a_child_that_stands_still_is_killed_after_the_deadline(short):
     with Decoder(RuntimeConfig(decode_stall_seconds=1)) as decoder:
-        frames = decoder.frames(SHIPPED, batch=4)
+        frames = decoder.frames(probe(SHIPPED), batch=4)
         next(frames)
         stopped = decoder.pid
         os.kill(stopped, signal.SIGSTOP)
@@ -192,7 +193,7 @@ def test_a_child_that_stands_still_is_killed_after_the_deadline(short):
             list(frames)
         assert time.monotonic() - begun < 5
         assert ends(stopped)
-        assert indices(decoder.frames(short, batch=8)) == list(range(30))
+        assert indices(decoder.frames(probe(short), batch=8)) == list(range(30))
 
 
 def test_a_decoder_that_dawdles_is_stopped_at_the_videos_limit(tmp_path, monkeypatch, short):
@@ -210,7 +211,7 @@ decoder_child.read_images = dawdling
     runtime = RuntimeConfig(decode_stall_seconds=1, decode_limit_seconds=0.5, decode_limit_factor=0.5)
     seen = []
     with Decoder(runtime) as decoder, pytest.raises(VideoError, match=r"was waited for \d s, longer than"):
-        seen.extend(decoder.frames(short, batch=1))
+        seen.extend(decoder.frames(probe(short), batch=1))
     assert 4 <= len(seen) <= 10
 
 
@@ -229,11 +230,39 @@ decoder_child.LastScan = lambda: dawdling
     replace_child(monkeypatch, tmp_path, slow)
     runtime = RuntimeConfig(decode_limit_seconds=0.3, decode_limit_factor=0)
     with Decoder(runtime) as decoder, pytest.raises(VideoError, match=r"was waited for \d s, longer than"):
-        next(decoder.frames(short, batch=1))
+        next(decoder.frames(probe(short), batch=1))
     monkeypatch.setattr(decoder_module, "_SLOWEST_READ", short.stat().st_size / 60)
     with Decoder(runtime) as decoder:
-        assert indices(decoder.frames(short, batch=8)) == list(range(30))
+        assert indices(decoder.frames(probe(short), batch=8)) == list(range(30))
         assert decoder.probe(short).num_frames == 30
+
+
+def test_a_large_file_on_a_slow_disk_may_be_indexed_in_silence_and_then_no_more(tmp_path, monkeypatch, short):
+    # decord reads all of the file before it gives the first frame, and cannot be asked to say so.
+    slow = """
+import time
+make, read = video.decord.VideoReader, decoder_child.read_images
+def indexing(*args, **kwargs):
+    time.sleep(2.5)
+    return make(*args, **kwargs)
+def hanging(*args):
+    for item in read(*args):
+        time.sleep(60 if item[0] == 20 else 0)
+        yield item
+video.decord.VideoReader, decoder_child.read_images = indexing, hanging
+"""
+    replace_child(monkeypatch, tmp_path, slow)
+    info = probe(short)
+    with Decoder(RuntimeConfig(decode_stall_seconds=1)) as decoder:
+        with pytest.raises(DecoderLostError, match="the decoder hung: no frame for 1 s"):
+            next(decoder.frames(info, batch=1))
+        monkeypatch.setattr(decoder_module, "_SLOWEST_READ", info.bytes / 20)
+        frames, seen = decoder.frames(info, batch=1), []
+        begun = time.monotonic()
+        with pytest.raises(DecoderLostError, match="the decoder hung: no frame for 1 s"):
+            seen.extend(frames)
+        assert indices(seen) == list(range(20))
+        assert time.monotonic() - begun < 12
 
 
 def test_a_file_whose_size_cannot_be_told_is_asked_for_all_the_same(decoder, short, monkeypatch):
@@ -243,15 +272,16 @@ def test_a_file_whose_size_cannot_be_told_is_asked_for_all_the_same(decoder, sho
             raise PermissionError(13, "Permission denied", str(path))
         return give(path, *args, **kwargs)
 
+    info = probe(short)
     monkeypatch.setattr(os, "stat", stat)
     assert decoder.probe(short).num_frames == 30
-    assert indices(decoder.frames(short, batch=8)) == list(range(30))
+    assert indices(decoder.frames(info, batch=8)) == list(range(30))
 
 
 @pytest.mark.parametrize("name", ["gone.mp4", "a\0b.mp4"])
-def test_a_file_that_cannot_be_opened_any_more_did_not_break_off(decoder, tmp_path, name):
+def test_a_file_that_cannot_be_opened_any_more_did_not_break_off(decoder, short, tmp_path, name):
     with pytest.raises(DecoderLostError, match="no such file"):
-        next(decoder.frames(tmp_path / name, batch=4))
+        next(decoder.frames(dataclasses.replace(probe(short), path=tmp_path / name), batch=4))
 
 
 def test_a_disk_that_fails_is_no_damage_of_the_file(tmp_path, monkeypatch, short):
@@ -265,14 +295,14 @@ decoder_child.read_images = fail
     replace_child(monkeypatch, tmp_path, failing)
     seen = []
     with Decoder(RUNTIME) as decoder, pytest.raises(DecoderLostError, match="Stale file handle"):
-        seen.extend(decoder.frames(short, batch=4))
-    assert indices(seen) == list(range(9))
+        seen.extend(decoder.frames(probe(short), batch=4))
+    assert indices(seen) == list(range(8))
 
 
 def test_what_the_consumer_takes_does_not_count(short):
     runtime = RuntimeConfig(decode_stall_seconds=1, decode_limit_seconds=1, decode_limit_factor=0)
     with Decoder(runtime) as decoder:
-        for n, frames in enumerate(decoder.frames(short, batch=1)):
+        for n, frames in enumerate(decoder.frames(probe(short), batch=1)):
             assert frames.frame_index.tolist() == [n]
             time.sleep(1.5 if n < 2 else 0)
         assert n == 29
@@ -285,11 +315,11 @@ def test_a_child_that_cannot_start_is_no_fault_of_the_video(monkeypatch, tmp_pat
 
 
 def test_a_reading_that_is_given_up_leaves_the_decoder_ready(decoder, short):
-    frames = decoder.frames(SHIPPED, batch=4)
+    frames = decoder.frames(probe(SHIPPED), batch=4)
     next(frames)
     frames.close()
-    assert indices(decoder.frames(short, batch=8)) == list(range(30))
-    other = decoder.frames(SHIPPED, batch=4)
+    assert indices(decoder.frames(probe(short), batch=8)) == list(range(30))
+    other = decoder.frames(probe(SHIPPED), batch=4)
     next(other)
     assert decoder.probe(short).num_frames == 30
     with pytest.raises(ValueError, match=r"another reading was begun"):
@@ -310,7 +340,7 @@ def test_two_decoders_work_side_by_side_in_threads(short):
 
     def read(name):
         with Decoder(RUNTIME) as decoder:
-            results[name] = [indices(decoder.frames(short, batch=3)) for _ in range(3)]
+            results[name] = [indices(decoder.frames(probe(short), batch=3)) for _ in range(3)]
 
     threads = [threading.Thread(target=read, args=(name,)) for name in "ab"]
     for thread in threads:
@@ -327,7 +357,7 @@ def test_the_thread_that_started_the_child_may_end(decoder, short):
     thread.join(60)
     first = decoder.pid
     time.sleep(0.2)
-    assert indices(decoder.frames(short, batch=8)) == list(range(30))
+    assert indices(decoder.frames(probe(short), batch=8)) == list(range(30))
     assert decoder.pid == first
 
 
@@ -339,7 +369,8 @@ from pathlib import Path
 from csip.config import RuntimeConfig
 from csip.ingest.decoder import Decoder
 decoder = Decoder(RuntimeConfig())
-frames = decoder.frames(Path({str(SHIPPED)!r}), batch=2)
+path = Path({str(SHIPPED)!r})
+frames = decoder.frames(decoder.probe(path), batch=2)
 next(frames)
 if {stopped}:
     os.kill(decoder.pid, signal.SIGSTOP)
@@ -362,7 +393,7 @@ time.sleep(60)
 
 
 def test_an_interrupt_to_the_group_leaves_the_last_frames_to_the_parent(decoder, short):
-    frames = decoder.frames(short, batch=4)
+    frames = decoder.frames(probe(short), batch=4)
     next(frames)
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(decoder.pid, number)

@@ -1,5 +1,6 @@
 """A memory of files that may only ever save time: whatever happens to it, a changed file is read again."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -147,12 +148,78 @@ def test_a_cache_that_cannot_be_made_stops_nobody(video, monkeypatch, tmp_path):
     assert known(video) == ""
 
 
-def test_a_memory_that_has_grown_too_large_begins_anew(cache, video, monkeypatch):
+def test_a_memory_that_has_grown_too_large_keeps_the_newest(cache, tmp_path, monkeypatch):
+    files = [tmp_path / f"{n}.mp4" for n in range(10)]
+    for path in files:
+        path.write_text(path.name)
+        remember(path, path.stem * 64)
+    memory = cache / "known-files"
+    line = memory.stat().st_size // 10
+    with memory.open("ab") as file:
+        file.write(memory.read_bytes()[:line] * 2)  # the first file's, as two more processes have added it
+    monkeypatch.setattr(known_files, "_MOST_BYTES", 11 * line)
+    KnownFiles()
+    assert [path.stem for path in files if known(path)] == ["0", "6", "7", "8", "9"]
+    assert known(files[6]) == "6" * 64
+    assert memory.stat().st_size == 5 * line
+    assert memory.stat().st_mode & 0o077 == 0
+    assert [one.name for one in cache.iterdir()] == ["known-files"]
+    remember(files[1], "1" * 64)
+    assert known(files[1]) == "1" * 64
+
+
+def test_two_processes_that_find_it_too_large_leave_it_whole(cache, video, monkeypatch):
     remember(video)
-    monkeypatch.setattr(known_files, "_MOST_BYTES", 100)
-    assert known(video) == ""
+    memory = cache / "known-files"
+    memory.write_bytes(memory.read_bytes() * 3)
+    monkeypatch.setattr(known_files, "_MOST_BYTES", 2 * memory.stat().st_size // 3 + 20)
+    replace = os.replace
+
+    def late(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        assert known(video) == SHA  # another one is through with it in the meantime
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    assert known(video) == SHA
+    assert known(video) == SHA
+    assert [one.name for one in cache.iterdir()] == ["known-files"]
+
+
+def test_what_cannot_be_shortened_does_not_grow(cache, video, tmp_path, monkeypatch):
     remember(video)
-    assert (cache / "known-files").stat().st_size < 200
+    memory = cache / "known-files"
+    memory.write_bytes(memory.read_bytes() * 3)
+    size = memory.stat().st_size
+    monkeypatch.setattr(known_files, "_MOST_BYTES", size - 1)
+    monkeypatch.setattr(os, "replace", full)
+    other = tmp_path / "other.mp4"
+    other.write_bytes(b"other")
+    files = KnownFiles()
+    assert files.digest_of(look_at(video)) == SHA
+    files.remember(other, look_at(other), SHA)
+    assert memory.stat().st_size == size
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_is_known_is_not_written_again(cache, video):
+    remember(video)
+    before = (cache / "known-files").read_bytes()
+    remember(video)
+    assert (cache / "known-files").read_bytes() == before
+    remember(video, "b" * 64)  # a file system without good clocks
+    assert known(video) == "b" * 64
+
+
+def test_a_file_from_the_future_is_remembered(cache, video, monkeypatch):
+    monkeypatch.setattr(known_files, "_SETTLED_SECONDS", 0.05)
+    os.utime(video, (time.time() + 86400,) * 2)  # by a camera whose clock is wrong
+    time.sleep(0.2)
+    remember(video)
+    assert known(video) == SHA
 
 
 def test_several_processes_add_to_it_at_once_and_lose_nothing(cache, tmp_path):

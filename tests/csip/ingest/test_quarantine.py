@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from csip import tables
 from csip.errors import DecoderLostError, SourceError
 from csip.evaluation.publish import publish
 from csip.ingest import extract as stage_module
+from csip.ingest import reading, storing
 from csip.ingest.decoder import Decoder
 from csip.ingest.pictures import Pictures
 from csip.ingest.records import extract_digests
@@ -50,7 +52,7 @@ def lose_second(monkeypatch):
 
     def lose(self):
         if lost:
-            raise DecoderLostError(f"{self._path}: the decoder hung")
+            raise DecoderLostError(f"{self._video.path}: the decoder hung")
         return read(self)
 
     monkeypatch.setattr(Pictures, "_next", lose)
@@ -72,6 +74,38 @@ def test_a_decoder_that_is_lost_in_the_second_pass_quarantines_until_the_next_ru
     steps.extract(store, [street])
     assert steps.rows(store, *ROWS) == steps.rows(extracted.store, *ROWS)
     assert sorted(stages(store)) == ["detect_video", "track_video"], "it was not detected again"
+
+
+def test_a_video_that_both_passes_fail_over_is_left_out_once(street, steps, tmp_path, lose_second, monkeypatch):
+    """As where a disk goes away: the second pass fails over a segment while the first reads the next."""
+    read, whole = reading.Decoder.frames, steps.config
+    several = dataclasses.replace(whole, detect=dataclasses.replace(whole.detect, segment_seconds=2.0))
+    failed = threading.Event()
+    quarantine = storing.Storing.quarantine
+
+    def note(self, rejected):
+        quarantine(self, rejected)
+        failed.set()
+
+    def lose_first(self, video, **options):
+        frames = read(self, video, **options)
+        for some in frames:
+            yield some
+            if some.frame_index[-1] >= 40:
+                break
+        failed.wait(60)
+        raise DecoderLostError(f"{video.path}: reading it failed")
+
+    lose_second.append(True)
+    monkeypatch.setattr(storing.Storing, "quarantine", note)
+    monkeypatch.setattr(reading.Decoder, "frames", lose_first)
+    _, outcome = steps.extract(tmp_path / "store", [street], several)
+    assert failed.is_set()
+    assert (outcome.value, outcome.counts["quarantined"]) == ((), 1)
+    assert outcome.counts["left out 1"] == f"{street.path}: the decoder hung"
+    assert "left out 2" not in outcome.counts
+    (row,) = video_rows(tmp_path / "store")
+    assert row["reason"] == f"{street.path}: the decoder hung"
 
 
 def test_a_row_that_a_finished_run_stands_on_is_not_taken_back(
@@ -121,7 +155,7 @@ def test_whoever_is_interrupted_blames_no_file(extracted, replayed, street, step
     read, interrupt = Pictures._next, Decoder.interrupt
 
     def stuck(self):
-        reading.append(self._path)
+        reading.append(self._video)
         os.kill(self._decoder.pid, signal.SIGSTOP)
         return read(self)
 

@@ -127,10 +127,16 @@ def test_a_manifest_names_videos_beside_it_and_their_cameras(listed, videos):
         ("path,camera\nb.mp4,gate\n,gate\n", "line 3: found"),
         ("path,camera\nb.mp4,\n", "line 2: found"),
         ("path,camera\nb.mp4\n", "line 2: found"),
-        ("path,camera\nnowhere.mp4,gate\n", r"nowhere\.mp4: no such file or folder"),
+        ("path,camera\nnowhere.mp4,gate\n", r"line 2: .*nowhere\.mp4: no such file or folder"),
+        ("path,camera\n/no/a.mp4,gate\n/no/b.mp4,gate\n", r"nor is any other of the manifest's 2 paths there"),
+        ("path,camera\nb.mp4,gate\na\0b.mp4,gate\n", "line 3: found"),
+        ("path,camera\nb.mp4,gate\nempty,gate\n", r"list\.csv, line 3: .*empty: found no videos"),
+        ("path,camera\nb.mp4,gate\nvideos.zip,gate\n", r"list\.csv, line 3: .*videos\.zip: is an archive"),
     ],
 )
 def test_a_manifest_that_does_not_say_what_it_must_is_refused(listed, videos, text, told):
+    (videos / "empty").mkdir()
+    (videos / "videos.zip").touch()
     (videos / "list.csv").write_text(text)
     with pytest.raises(SourceError, match=told):
         listed(videos / "list.csv")
@@ -337,6 +343,59 @@ def test_a_file_that_was_unreadable_once_has_no_row_that_says_so_for_ever(listed
     shutil.copy(videos / "deep" / "a.mp4", tmp_path / "not yet.mp4")
     listed(tmp_path / "many")
     assert table(out) == {}
+
+
+def test_a_file_that_was_half_copied_once_has_no_row_that_says_so_for_ever(listed, videos, out):
+    for name in ("zero.mp4", "text.avi"):
+        (videos / name).unlink()
+    whole = (videos / "deep" / "a.mp4").read_bytes()
+    copied = videos / "copied.mp4"
+    for share in (2, 3):
+        copied.write_bytes(whole[: len(whole) // share])
+        listed(videos)
+        (row,) = table(out).values()
+        assert (row["status"], row["path"], row["bytes"]) == ("quarantined", str(copied), len(whole) // share)
+    copied.write_bytes(whole)
+    listed(videos)
+    assert table(out) == {}
+
+
+def test_only_what_is_quarantined_is_taken_out_for_another_file_in_its_place(listed, videos, out, finish):
+    _, outcome = listed(videos)
+    finish(*outcome.value.videos)
+    forget(out, "f" * 64)
+    stood_on = row_of(videos / "b.mp4")
+    for name, sha in (("b.mp4", hashlib.sha256((videos / "b.mp4").read_bytes()).hexdigest()), ("text.avi", "0" * 64)):
+        stale = row_of(videos / name) | {"video_sha": sha, "status": "quarantined"}
+        put(out, stale | ({"path": str(videos / "deep" / "a.mp4")} if name == "b.mp4" else {}))
+    (videos / "b.mp4").unlink()
+    (videos / "copy.mp4").unlink()
+    listed(videos)
+    rows = table(out)
+    assert rows["f" * 64]["status"] == "forgotten"
+    assert stood_on["video_sha"] in rows, "a finished run stands on it"
+    assert "0" * 64 not in rows
+    assert {Path(row["path"]).name for row in rows.values() if row["status"] == "ok"} == {"a.mp4"}
+
+
+def test_a_path_of_a_manifest_that_is_not_there_stops_none_of_the_others(listed, videos, out):
+    manifest = videos / "list.csv"
+    manifest.write_text("path,camera\nb.mp4,gate\nnowhere.mp4,gate\nyard/nowhere.mp4,yard\n")
+    _, outcome = listed(manifest)
+    assert cameras(outcome) == {"b.mp4": "gate"}
+    assert (outcome.counts["files"], outcome.counts["unreadable_files"]) == (3, 2)
+    told = f"Manifest {manifest}, line 3: {videos}/nowhere.mp4: no such file. Name a video file that exists."
+    assert outcome.counts["unreadable 1"] == told
+    rows = {Path(row["path"]).relative_to(videos).as_posix(): row for row in table(out).values()}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "nowhere.mp4": "quarantined",
+        "yard/nowhere.mp4": "quarantined",
+    }
+    assert rows["nowhere.mp4"]["reason"] == told
+    shutil.copy(videos / "deep" / "a.mp4", videos / "nowhere.mp4")
+    _, outcome = listed(manifest)
+    assert cameras(outcome) == {"b.mp4": "gate", "nowhere.mp4": "gate"}
+    assert [Path(row["path"]).parent.name for row in table(out).values()] == ["yard"]
 
 
 def test_a_file_that_does_not_answer_is_named_by_its_place(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from csip.ingest.benchmarks.importing import import_benchmark, open_benchmark
 from csip.ingest.benchmarks.labelled import labelled
 from csip.ingest.benchmarks.labelled_cutting import Cutter, Track
 from csip.ingest.decoder import Decoder
+from csip.ingest.video import probe
 from csip.joints import COCO17
 from csip.protocols import LABELLED, PROTOCOLS
 from csip.types import TableRef
@@ -606,9 +607,9 @@ def counted_readings(patch):
     """Count how often each video is decoded."""
     readings = []
 
-    def read(decoder, path, *, give=Decoder.frames, **options):
-        readings.append(path.name)
-        yield from give(decoder, path, **options)
+    def read(decoder, video, *, give=Decoder.frames, **options):
+        readings.append(video.path.name)
+        yield from give(decoder, video, **options)
 
     patch.setattr(Decoder, "frames", read)
     return readings
@@ -743,7 +744,7 @@ decoder_child.read_images = stuck
 
 def test_only_tracklets_that_have_begun_are_held(made):
     # 0..1, 1..3 and 8..9: when the second is given, the third has not begun.
-    video = made["videos"] / "cam2.mp4"
+    video = probe(made["videos"] / "cam2.mp4")
     boxes = np.array([[0, 0, 8, 8]])
     spans = [np.arange(0, 2), np.arange(1, 4), np.arange(8, 10)]
     tracks = [Track("train", video, span, boxes.repeat(len(span), 0)) for span in spans]
@@ -755,8 +756,8 @@ def test_only_tracklets_that_have_begun_are_held(made):
 
 
 def test_a_frame_that_does_not_decode_is_an_error(made, monkeypatch):
-    def without_frame_two(decoder, path, *, give=Decoder.frames, **options):
-        for frames in give(decoder, path, **options | {"batch": 1}):
+    def without_frame_two(decoder, video, *, give=Decoder.frames, **options):
+        for frames in give(decoder, video, **options | {"batch": 1}):
             if frames.frame_index[0] != 2:
                 yield frames
 
