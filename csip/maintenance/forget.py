@@ -27,7 +27,7 @@ from csip import tables
 from csip.errors import StoreBusyError, StoreError
 from csip.maintenance.forget_plan import BY_TRACKLET, Plan, Selector, make_plan
 from csip.maintenance.forget_scrub import Scrub
-from csip.maintenance.forget_traces import FORGOTTEN, doomed_detections
+from csip.maintenance.forget_traces import FORGOTTEN, doomed_detections, forgotten
 from csip.maintenance.snapshots import published
 from csip.plain import from_plain, to_plain
 from csip.source import git_commit
@@ -56,12 +56,6 @@ class _Journal:
     def name(self) -> str:
         """What others are told of it while they may not write."""
         return f"run {self.run.run_id}, begun {self.run.started}"
-
-
-def forgotten(store: str) -> frozenset[str]:
-    """Name the videos, by SHA-256, that were forgotten and must not be built from again."""
-    rows = tables.read(tables.current(store, "videos"), ["status"], f"status = {tables.quote(FORGOTTEN)}")
-    return frozenset(rows["video_sha"].to_pylist())
 
 
 def forgotten_on(store: str, selector: Selector) -> str:

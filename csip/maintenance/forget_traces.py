@@ -26,6 +26,12 @@ Box = tuple[float, ...]
 Boxes = dict[tuple[str, str, int], set[Box]]
 
 
+def forgotten(store: str) -> frozenset[str]:
+    """Name the videos, by SHA-256, that were forgotten and must not be built from again."""
+    rows = tables.read(tables.current(store, "videos"), ["status"], f"status = {quote(FORGOTTEN)}")
+    return frozenset(rows["video_sha"].to_pylist())
+
+
 def tracklet_rows(store: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Read all tracklets there are, now or in a published version: tracklet_id -> row."""
     versions = {row["tables"]["tracklets"] for row in known.values() if "tracklets" in row["tables"]}

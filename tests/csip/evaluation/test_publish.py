@@ -245,8 +245,9 @@ def test_people_that_were_not_looked_for_and_videos_that_break_off_are_counted(s
 
 
 def test_videos_none_of_which_was_extracted_are_refused_as_that(store, published):
+    videos = listed(y="gate", z="roof")
     with pytest.raises(TooLittleDataError, match=r"None of 2 videos could be extracted.*the first: /y\.mp4"):
-        published(store, listed(y="gate", z="roof"))
+        published(store, dataclasses.replace(videos, batches=(videos.videos,)))
 
 
 def test_a_video_that_was_not_extracted_is_left_out_and_counted(store, published):
