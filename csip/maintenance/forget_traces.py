@@ -15,10 +15,12 @@ from csip import tables
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import references, snapshots_in
 from csip.maintenance.snapshots import generations
-from csip.references import FILE, once_each, things_in
+from csip.references import FILE, extraction_name, once_each, things_in
 from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
 
+BY_TRACKLET = ("embeddings", "frame_features", "skeletons", "crops", "splits", "tracklets")
+"""The tables of a person's rows, dependants first."""
 FORGOTTEN = "forgotten"
 """The status of a video that must not come back, and how counts call who has gone."""
 Tracklets = Mapping[str, Mapping[str, Any]]
@@ -39,6 +41,25 @@ def tracklet_rows(store: str, known: Mapping[str, Mapping[str, Any]]) -> dict[st
     columns = ["video_sha", "track_digest", "num_frames", "pid"]
     refs = [TableRef(newest.uri, one) for one in sorted(versions - {newest.version})]
     return {row["tracklet_id"]: row for ref in (*refs, newest) for row in tables.read(ref, columns).to_pylist()}
+
+
+def unfinished_rows(store: str, videos: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Find tracklets of some videos by the rows that depend on them, as `tracklet_rows` gives them.
+
+    A build writes crops and skeletons before the tracklets, and before a run says so; if it was killed, nothing but
+    their names tells whose they are. Any extraction may be theirs that a run names, be it of another video.
+    """
+    things = [thing for run in runs for thing in things_in([run.inputs, run.outputs]) if thing.kind == "video"]
+    digests = {str(thing.facts["track_digest"]) for thing in things if "track_digest" in thing.facts}
+    begun = {extraction_name(sha, one): (sha, one) for sha in videos for one in digests}
+    where = " OR ".join(f"starts_with(tracklet_id, {quote(f'{name}-')})" for name in sorted(begun))
+    out: dict[str, dict[str, Any]] = {}
+    for table in BY_TRACKLET if begun else ():
+        for batch in tables.stream(tables.current(store, table), ["tracklet_id"], where):
+            for name in set(batch.column(0).to_pylist()):
+                sha, one = begun[name.rpartition("-")[0]]
+                out[name] = {"tracklet_id": name, "video_sha": sha, "track_digest": one, "num_frames": 0, "pid": None}
+    return out
 
 
 def doomed_detections(

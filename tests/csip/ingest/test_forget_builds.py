@@ -53,6 +53,10 @@ def faults(store):
     return [f"{one.snapshot} {one.where}: {one.text}" for one in verify(store) if one.kind == "fault"]
 
 
+def forget_all(store, selector):
+    forget(store, selector, look_up(store, selector))
+
+
 def record_publish(store, listed, name):
     """As flows.stage records it."""
     record = tables.RunRecord(
@@ -91,7 +95,7 @@ def test_every_pass_over_the_video_counts_what_is_left_of_it(built):
     crops = [row["frame_index"] for row in rows(built.store, "crops") if row["tracklet_id"] == built.gone]
     before = {stage: runs(built.store, stage) for stage in ("detect_video", "track_segment", "track_video")}
     seen = sum(one.counts["detections"] for one in before["detect_video"])
-    forget(built.store, look_up(built.store, Selector.of_tracklets([built.gone])))
+    forget_all(built.store, Selector.of_tracklets([built.gone]))
     left = [row["frame_index"] for row in rows(built.store, "detections")]
     assert seen - len(left) >= len(crops) > 20
     first = 0
@@ -112,7 +116,7 @@ def test_every_pass_over_the_video_counts_what_is_left_of_it(built):
 
 
 def test_what_is_left_is_tracked_again_without_a_fault(built, steps):
-    forget(built.store, look_up(built.store, Selector.of_tracklets([built.gone])))
+    forget_all(built.store, Selector.of_tracklets([built.gone]))
     left = len(rows(built.store, "detections"))
     name = track_again(built, steps)
     assert name != built.name
@@ -120,12 +124,12 @@ def test_what_is_left_is_tracked_again_without_a_fault(built, steps):
     assert faults(built.store) == []
     # Of both generations at once: the same person has another name in the other one, and goes by that.
     both = [row["tracklet_id"] for row in rows(built.store, "tracklets")][::3]
-    forget(built.store, look_up(built.store, Selector.of_tracklets(both)))
+    forget_all(built.store, Selector.of_tracklets(both))
     assert faults(built.store) == []
 
 
 def test_a_whole_video_leaves_passes_that_count_nothing(built, street):
-    forget(built.store, look_up(built.store, Selector.of_video(built.store, street.video_sha)))
+    forget_all(built.store, Selector.of_video(built.store, street.video_sha))
     for stage in ("detect_video", "track_segment", "track_video"):
         found = runs(built.store, stage)
         assert found
@@ -159,8 +163,7 @@ def under_way(extracted, replayed, street, steps, tmp_path):
         )
 
     def forget_wedding():
-        selector = Selector.of_video(store, wedding.video_sha)
-        forget(store, look_up(store, selector))
+        forget_all(store, Selector.of_video(store, wedding.video_sha))
 
     both = (street.path, wedding.path)
     record_publish(store, VideoList((street, wedding), (), extract_digests(config)), build(both, config).name)
