@@ -32,7 +32,14 @@ from csip.errors import StoreError
 from csip.maintenance.files import lost_files, stale_tags
 from csip.maintenance.keys import shorten
 from csip.maintenance.moving import Newest, find_moves, move
-from csip.maintenance.named import Published, current_since, published_since, snapshots_in, versions_of_runs
+from csip.maintenance.named import (
+    Published,
+    current_since,
+    place,
+    published_since,
+    snapshots_in,
+    versions_of_runs,
+)
 from csip.maintenance.rows import Needless, Search, Unneeded
 from csip.maintenance.snapshots import published
 from csip.maintenance.unused import give_back
@@ -163,7 +170,7 @@ def collect(
     for name in done.moved if not dry_run else ():
         move(store, kept[name])
     for path in lost:
-        done.files[path.relative_to(store).as_posix()] = path.stat().st_size
+        done.files[place(path)] = path.stat().st_size
         if not dry_run:
             path.unlink(missing_ok=True)
     done.bytes = sum(work.bytes for work in done.tables.values()) + sum(done.files.values())

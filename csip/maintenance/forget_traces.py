@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from csip import tables
+from csip.errors import StoreError
 from csip.maintenance.keys import shorten
-from csip.maintenance.named import references, snapshots_in
+from csip.maintenance.named import place, references, snapshots_in
 from csip.maintenance.snapshots import generations
 from csip.references import FILE, extraction_name, once_each, things_in
 from csip.tables import RunRecord, any_of, quote, table_uri
@@ -188,13 +189,20 @@ def video_paths(value: Any) -> dict[str, set[str]]:
 def files_of(
     store: str, runs: Sequence[RunRecord], had: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """List the files that show what some snapshots had, those that learned from it, and what cannot be told."""
+    """List the files that show what some snapshots had, those that learned from it, and what cannot be told.
+
+    Raises:
+        StoreError: there are such files, and nobody says in which folder.
+    """
     root = tables.home(store)
-    if root is None or not had:
-        return (), (), ()
     shown: set[Path] = set()
     trained: set[Path] = set()
-    for run in (run for run in runs if set(snapshots_in(run.inputs)) & set(had)):
+    users = [run for run in runs if set(snapshots_in(run.inputs)) & set(had)]
+    if root is None:
+        _refuse_files(store, sorted({one["path"] for run in users for one in references(run.outputs, FILE)}))
+    if root is None or not had:
+        return (), (), ()
+    for run in users:
         kept = run.counts.get("kept", {})
         short = {sha[:12] for sha in kept.values()} if isinstance(kept, Mapping) else set()
         trained |= {p for p in tables.files_in(store, "checkpoints", "*-*") if p.stem.rpartition("-")[2] in short}
@@ -203,9 +211,20 @@ def files_of(
             if path is not None:
                 (trained if path.suffix == ".safetensors" else shown).add(path)
     trained |= set(tables.files_in(store, "checkpoints", "*.state"))
-    pages = tables.files_in(store, "reports")
-    shown |= {p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had}
-    exports = sorted(p.relative_to(root).as_posix() for p in root.glob("*.npz"))
+    # Links too: one that leads out of the store is said, since what it shows stays.
+    pages = [p for p in tables.folder(store, "reports").glob("*") if p.is_file()]
+    pages = [p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had]
+    shown |= {tables.inside(store, "reports", page.name) for page in pages}
+    exports = sorted(path.name for path in root.glob("*.npz"))
     notes = [f"Exported rankings may hold this person: {shorten(exports)}. Remove them by hand."] if exports else []
-    told = [tuple(sorted(path.relative_to(root).as_posix() for path in some)) for some in (shown, trained)]
+    told = [tuple(sorted(map(place, some))) for some in (shown, trained)]
     return told[0], told[1], tuple(notes)
+
+
+def _refuse_files(store: str, paths: Sequence[str]) -> None:
+    if paths:
+        raise StoreError(
+            f"Store {store}: {len(paths)} files that runs have written may show whom to forget, or have learned "
+            f"from them: {shorten(paths)}. They are not in object storage, and CSIP_FILES is not set. Set it to the "
+            "folder that it named when they were written, and run the same command again; nothing was changed."
+        )

@@ -8,6 +8,7 @@ from csip import tables
 from csip.errors import StoreError
 from csip.maintenance import forget as forgetting
 from csip.maintenance.forget import Selector, forget, forgotten, look_up
+from csip.maintenance.forget_traces import files_of
 from csip.maintenance.verify import verify
 from tests.csip.maintenance.stores import (
     DETECT,
@@ -98,3 +99,16 @@ def test_what_somebody_else_has_forgotten_since_the_question_is_said(store):
     do(store, selector)
     with pytest.raises(StoreError, match=r"has changed since you were asked .*, now nothing"):
         forget(store, selector, plan)
+
+
+def test_files_that_lie_nobody_knows_where_are_not_passed_over(monkeypatch, tmp_path):
+    monkeypatch.delenv("CSIP_FILES", raising=False)
+    address, page = "s3://bucket/store", {"path": "/files/bucket/store/reports/old-r.html", "sha256": "0" * 64}
+    runs = [run_record("r", "write_report", page, {"snapshot": {"name": "old", "tables": {}, "digest": "5"}})]
+    with pytest.raises(StoreError, match=r"1 files that runs have written .*old-r\.html.*CSIP_FILES is not set"):
+        files_of(address, runs, ["old"])
+    assert files_of(address, runs, ["other"]) == ((), (), ())
+    monkeypatch.setenv("CSIP_FILES", str(tmp_path))
+    (tmp_path / "bucket/store/reports").mkdir(parents=True)
+    (tmp_path / "bucket/store/reports/old-r.html").write_text("page")
+    assert files_of(address, runs, ["old"]) == (("reports/old-r.html",), (), ())
