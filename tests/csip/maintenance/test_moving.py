@@ -12,6 +12,7 @@ from csip.maintenance.collect import collect
 from csip.maintenance.verify import verify
 from csip.plain import digest
 from tests.csip.maintenance.stores import (
+    FIRST,
     LONG_AGO,
     MOMENT,
     NEW,
@@ -22,11 +23,13 @@ from tests.csip.maintenance.stores import (
     extract,
     film,
     names,
+    put,
     rows_of,
     run_record,
     settle,
     show,
     texts,
+    there,
     trained,
 )
 
@@ -121,3 +124,24 @@ def test_a_snapshot_that_cannot_be_read_keeps_no_gc_from_what_it_can_do(store, h
     assert any(
         "2 snapshots pin" in text and "cannot be read, see `csip verify`: old, new." in text for text in told.left
     )
+
+
+@pytest.mark.parametrize("held", [None, b""], ids=["gone", "empty"])
+def test_protocols_that_cannot_be_read_keep_what_they_may_name_and_no_gc_from_the_rest(store, held):
+    part = {"protocol": "self-labelled", "split": "0", "tracklet_id": names(FIRST, OLD)[0], "first_frame": 0}
+    part |= {"last_frame": 1, "role": "train", "group": "", "pid": 0, "camid": 0, "camera": "door"}
+    put(store, "splits", [part | {"dataset": "parted"}])
+    show(store, "parted", [FIRST], OLD)
+    files = tables.extent(tables.current(store, "splits")).files
+    put(store, "splits", [part | {"dataset": "parted", "camid": 1}])  # into a file of their own
+    extract(store, film(3), OLD)
+    for name in files:
+        path = Path(tables.table_uri(store, "splits"), "data", name)
+        path.unlink()
+        if held is not None:
+            path.write_bytes(held)
+    told = collect(store, dry_run=False, older_than=NOW)
+    assert told.extractions == 1
+    assert any("those of 1 snapshots cannot be read, see `csip verify`" in text for text in told.left), told.left
+    assert (FIRST, OLD) in there(store)
+    assert (film(3), OLD) not in there(store)
