@@ -26,12 +26,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 from csip import tables
 from csip.errors import StoreError
 from csip.maintenance.files import lost_files, stale_tags
 from csip.maintenance.keys import shorten
-from csip.maintenance.moving import Newest, find_moves, move
+from csip.maintenance.moving import Remaining, find_moves, move
 from csip.maintenance.named import (
     Published,
     current_since,
@@ -112,6 +114,25 @@ class _Plan:
     versions: tuple[int, ...]
 
 
+@dataclass(slots=True)
+class _Work:
+    """All that is to be done, settled before anything is changed.
+
+    Attributes:
+        search: that found the rows.
+        alone: nobody else uses the store.
+        needless: what it found.
+        plans: table -> what is to be done to it.
+        lost: files.
+    """
+
+    search: Search
+    alone: bool
+    needless: Needless
+    plans: Mapping[str, _Plan]
+    lost: tuple[Path, ...]
+
+
 def collect(
     store: str,
     *,
@@ -139,42 +160,73 @@ def collect(
         StoreError: no such store or snapshot; runs were made from a snapshot, or one that stays was not written by
             CSIP; or the store cannot be written.
     """
-    now = datetime.now(UTC)
-    since = now - older_than
-    known, runs = published(store), tables.find_runs(store, "true")
+    now, runs = datetime.now(UTC), tables.find_runs(store, "true")
     for name in drop:
         _may_go(store, name, runs, force=force)
-    kept = {name: row for name, row in known.items() if name not in drop}
+    kept = {name: row for name, row in published(store).items() if name not in drop}
     for row in kept.values():
         tables.check_row(store, row)  # nobody can tell what one needs that was not written by CSIP
-    recent, alone = published_since(store, since), not older_than
-    search = Search(store, recent.only(kept) if alone else recent, runs, since, alone=alone)
-    needless = search(detections=detections)
-    newest = Newest(search.staying, search.gone_detections)
-    moves, fixed = find_moves(store, kept, runs, newest, None if alone else since)
-    done = Collected(tuple(sorted(set(drop))), tuple(moves), needless.extractions, left=[*search.left, *fixed])
-    changed = {*needless.rows, *(["snapshots"] if drop or moves else []), *(["runs"] if needless.done or moves else [])}
-    plans = _plan_all(store, versions_of_runs(runs), recent, set(kept), since, changed)
-    lost = lost_files(store, runs, now, older_than, done.left)
+    work, done = _settle(store, kept, sorted(set(drop)), runs, now, older_than, detections=detections)
     if not dry_run:
-        # A reader sees a snapshot as long as its row is there: that goes first, and at once.
-        for name in done.dropped:
-            tables.delete(store, "snapshots", f"name = {quote(name)}")
-        if not alone and search.used_meanwhile():
-            done.left.append("what no snapshot used: another process has come to use some of it meanwhile.")
-            needless, done.moved, done.extractions = Needless(), (), 0
-        if needless.done:
-            tables.record_runs(store, give_back(needless.done))
-    if not _carry_out_all(store, plans, needless, done, dry_run=dry_run):
+        _give_up(store, work, done)
+    if not _carry_out_all(store, work.plans, work.needless, done, dry_run=dry_run):
         done.moved = ()  # the rows that they are to leave behind are still there
-    for name in done.moved if not dry_run else ():
-        move(store, kept[name])
-    for path in lost:
+    if not dry_run:
+        _move_all(store, kept, done)
+    for path in work.lost:
         done.files[place(path)] = path.stat().st_size
         if not dry_run:
             path.unlink(missing_ok=True)
     done.bytes = sum(work.bytes for work in done.tables.values()) + sum(done.files.values())
     return done
+
+
+def _settle(
+    store: str,
+    kept: Mapping[str, Mapping[str, Any]],
+    dropped: Sequence[str],
+    runs: Sequence[RunRecord],
+    now: datetime,
+    older_than: timedelta,
+    *,
+    detections: bool,
+) -> tuple[_Work, Collected]:
+    """Find all that there is to do, and change nothing."""
+    since, alone = now - older_than, not older_than
+    recent = published_since(store, since)
+    search = Search(store, recent.only(kept) if alone else recent, runs, since, alone=alone)
+    needless = search(detections=detections)
+    remaining = Remaining(search.staying, search.gone_detections)
+    moves, fixed = find_moves(store, kept, runs, remaining, None if alone else since)
+    done = Collected(tuple(dropped), tuple(moves), needless.extractions, left=[*search.left, *fixed])
+    changed = set(needless.rows)
+    if dropped or moves:
+        changed.add("snapshots")
+    if needless.done or moves:
+        changed.add("runs")
+    plans = _plan_all(store, versions_of_runs(runs), recent, set(kept), since, changed)
+    lost = lost_files(store, runs, now, older_than, done.left)
+    return _Work(search, alone, needless, plans, tuple(lost)), done
+
+
+def _give_up(store: str, work: _Work, done: Collected) -> None:
+    """Drop snapshots, and let runs say no more that needless rows are there."""
+    # A reader sees a snapshot as long as its row is there: that goes first, and at once.
+    for name in done.dropped:
+        tables.delete(store, "snapshots", f"name = {quote(name)}")
+    if not work.alone and work.search.used_meanwhile():
+        done.left.append("what no snapshot used: another process has come to use some of it meanwhile.")
+        work.needless, done.moved, done.extractions = Needless(), (), 0
+    if work.needless.done:
+        tables.record_runs(store, give_back(work.needless.done))
+
+
+def _move_all(store: str, kept: Mapping[str, Mapping[str, Any]], done: Collected) -> None:
+    moved = tuple(name for name in done.moved if move(store, kept[name]))
+    if moved != done.moved:
+        stayed = sorted(set(done.moved) - set(moved))
+        done.left.append(f"{len(stayed)} snapshots were dropped or published again meanwhile: {shorten(stayed)}.")
+    done.moved = moved
 
 
 def _may_go(store: str, name: str, runs: Sequence[RunRecord], *, force: bool) -> None:

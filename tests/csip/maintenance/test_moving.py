@@ -9,6 +9,7 @@ import pytest
 from csip import tables
 from csip.maintenance import collect as collecting
 from csip.maintenance.collect import collect
+from csip.maintenance.moving import move
 from csip.maintenance.verify import verify
 from csip.plain import digest
 from tests.csip.maintenance.stores import (
@@ -68,7 +69,7 @@ def test_a_snapshot_that_is_in_use_does_not_move(store, use):
     aged = row | {"created": LONG_AGO}
     tables.upsert(store, "snapshots", tables.from_rows("snapshots", [aged]))
     since = datetime.now(UTC) + timedelta(days=1)
-    newest = collecting.Newest({(SECOND, NEW)}, set())
+    newest = collecting.Remaining({(SECOND, NEW)}, set())
     find = lambda at: collecting.find_moves(  # noqa: E731
         store, {"new": collecting.published(store)["new"]}, tables.find_runs(store, "true"), newest, at
     )
@@ -145,3 +146,31 @@ def test_protocols_that_cannot_be_read_keep_what_they_may_name_and_no_gc_from_th
     assert any("those of 1 snapshots cannot be read, see `csip verify`" in text for text in told.left), told.left
     assert (FIRST, OLD) in there(store)
     assert (film(3), OLD) not in there(store)
+
+
+@pytest.mark.parametrize("moment", ["before", "while its runs follow"])
+def test_a_snapshot_that_was_dropped_meanwhile_does_not_come_back(store, monkeypatch, moment):
+    trained(store, "new")
+    row = collecting.published(store)["new"]
+    extract(store, film(3), NEW)
+    drop = lambda: collect(store, dry_run=False, drop=["new"], force=True)  # noqa: E731
+    if moment == "before":
+        drop()
+    else:
+        real = tables.record_runs
+        monkeypatch.setattr(tables, "record_runs", lambda *a: (real(*a), monkeypatch.undo(), drop()))
+    assert not move(store, row)
+    assert list(collecting.published(store)) == ["old"]
+    collect(store, dry_run=False)
+    assert texts(verify(store)) == []
+
+
+def test_a_gc_tells_which_snapshots_others_dropped_before_it_could_move_them(store, monkeypatch):
+    real = collecting.move
+    monkeypatch.setattr(
+        collecting, "move", lambda s, row: (tables.delete(s, "snapshots", "name = 'new'"), real(s, row))[1]
+    )
+    told = collect(store, dry_run=False, drop=["old"], older_than=NOW)
+    assert told.moved == ()
+    assert "1 snapshots were dropped or published again meanwhile: new." in told.left
+    assert list(collecting.published(store)) == []
