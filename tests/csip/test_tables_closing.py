@@ -291,6 +291,14 @@ def test_a_lock_is_no_link_to_somewhere_else(store, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.parametrize("hold", [tables.at_work, lambda store: tables.alone(store, "run 1")])
+def test_a_folder_that_is_no_store_is_said_to_be_none_and_gets_no_lock(tmp_path, hold):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(StoreError, match=f"Store {folder}: found no table 'runs' there"):
+            hold(str(folder)).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_young_file_that_no_version_names_is_a_writers_and_an_old_one_is_not(tiny_store):
     store = tiny_store.store
     known = faults(store)
