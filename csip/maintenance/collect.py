@@ -121,10 +121,11 @@ def collect(
         StoreError: no such store or snapshot; runs were made from a snapshot, or one that stays was not written by
             CSIP; or the store cannot be written.
     """
-    now, runs = datetime.now(UTC), tables.find_runs(store, "true")
+    now = datetime.now(UTC)
+    known, runs = published(store), tables.find_runs(store, "true")
     for name in drop:
         _may_go(store, name, runs, force=force)
-    kept = {name: row for name, row in published(store).items() if name not in drop}
+    kept = {name: row for name, row in known.items() if name not in drop}
     for row in kept.values():
         tables.check_row(store, row)  # nobody can tell what one needs that was not written by CSIP
     work, done = _settle(store, kept, sorted(set(drop)), runs, now, older_than, detections=detections)

@@ -18,7 +18,7 @@ DatasetName = Annotated[
     str,
     Spelt(
         "[A-Za-z0-9_][A-Za-z0-9_-]{0,99}",
-        "letters a to z, digits, '-' and '_' only, no '-' in front, at most 100: it becomes part of file and tag names",
+        "letters, digits, '-' and '_' of ASCII, no '-' in front, at most 100: it becomes part of file and tag names",
     ),
 ]
 """What snapshots and their splits are called by, with a digest behind it: what `csip.tables.check_name` takes."""
