@@ -153,7 +153,7 @@ def forget_person(store: str, selector: Selector, *, dry_run: bool, yes: bool, a
         if agreed and not yes:
             agreed = _ask("Remove all of this for good, from every snapshot? Type yes: ")
         if agreed:
-            forget(store, plan)
+            forget(store, selector, plan)
     if as_json:
         terminal.show_json(
             {

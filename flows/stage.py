@@ -27,6 +27,7 @@ from prefect.states import Completed
 from csip import errors, tables
 from csip.config import RuntimeConfig
 from csip.files import digest_file
+from csip.maintenance.forget_scrub import without_forgotten
 from csip.plain import digest, from_plain, to_plain
 from csip.references import FILE, TABLE
 from csip.source import git_commit, source_digest
@@ -162,24 +163,22 @@ def _run(function: Any, store: str, given: dict[str, Any], *, work: Work | None,
                 tell(f"Waiting for {runtime.nodes - 1} more machines: `{join_command(runtime)}` on each.")
             outcome = from_plain(kind, run_child(asked, out, given, runtime, shared, device, reporter, logger))
         reporter.finish()
-        tables.record_run(
-            store,
-            RunRecord(
-                run_id=out.run_id,
-                stage=name,
-                key=key,
-                inputs={k: v for k, v in inputs.items() if _is_reference(v)},
-                outputs=to_plain(outcome)["value"],
-                config={k: v for k, v in inputs.items() if not _is_reference(v)},
-                counts=to_plain(outcome)["counts"],
-                weights=dict(outcome.weights),
-                source_digest=source,
-                git_commit=git_commit(),
-                device=device.name if "runtime" in given else "cpu",
-                started=started,
-                seconds=round(time.monotonic() - begun, 3),
-            ),
+        run = RunRecord(
+            run_id=out.run_id,
+            stage=name,
+            key=key,
+            inputs={k: v for k, v in inputs.items() if _is_reference(v)},
+            outputs=to_plain(outcome)["value"],
+            config={k: v for k, v in inputs.items() if not _is_reference(v)},
+            counts=to_plain(outcome)["counts"],
+            weights=dict(outcome.weights),
+            source_digest=source,
+            git_commit=git_commit(),
+            device=device.name if "runtime" in given else "cpu",
+            started=started,
+            seconds=round(time.monotonic() - begun, 3),
         )
+        tables.record_run(store, without_forgotten(store, run))
     for path in outcome.leftovers:
         Path(path).unlink(missing_ok=True)
     _show(name, store, outcome.value, outcome.counts, inputs, logger)

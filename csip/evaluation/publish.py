@@ -12,12 +12,13 @@ from csip import tables
 from csip.config import ExtractConfig
 from csip.errors import StoreError, TooLittleDataError
 from csip.evaluation.protocol import self_labelled_split
+from csip.maintenance.forget import forgotten
 from csip.maintenance.keys import shorten
 from csip.plain import digest, to_plain
 from csip.protocols import SELF_LABELLED
 from csip.source import source_digest
 from csip.tables import RunRecord, quote
-from csip.types import ExtractedVideo, IntArray, Outcome, Output, Progress, Snapshot, Stage, VideoList
+from csip.types import ExtractedVideo, IntArray, Outcome, Output, Progress, Snapshot, SourceVideo, Stage, VideoList
 
 _PINNED = ("videos", "detections", "tracklets", "crops", "skeletons", "splits")
 
@@ -39,20 +40,17 @@ def publish(
 
     Raises:
         TooLittleDataError: not one tracklet was found in any video.
-        StoreError: rows were taken away meanwhile.
+        StoreError: rows were taken away meanwhile; what `csip forget` took before is left out, and counted.
     """
     yield Progress("publish", 0, 1, "snapshots")
     runs = _finished(out.store, videos, extracted)
-    left_out = [video.path for video in videos.videos if video.video_sha not in runs]
+    left_out = [video for video in videos.videos if video.video_sha not in runs]
     members = [(v.video_sha, v.camera) for v in videos.videos if v.video_sha in runs]
     content = digest(sorted(members), videos.digests.track, config.split, source_digest("csip.evaluation.protocol"))
     name = f"{config.dataset}-{content[:8]}"
     counts = _count(out.store, runs, left_out)
     if not members:
-        raise TooLittleDataError(
-            f"None of {len(left_out)} videos could be extracted, expected at least one (the first: {left_out[0]}). The "
-            "log of this run, and the table `videos`, say why; `csip check` looks at the files."
-        )
+        raise _no_video(left_out, counts)
     if not counts["tracklets"]:
         raise TooLittleDataError(
             f"Found no tracklet in {len(members)} videos ({counts['frames']} frames, {counts['detections']} "
@@ -69,7 +67,8 @@ def publish(
         counts |= _write_splits(out.store, name, dict(members), videos.digests.track, config)
         versions = {table: tables.current(out.store, table).version for table in _PINNED}
         # A gc says that a video is not done before it takes its rows: those that are done now are in these versions.
-        _finished(out.store, videos, extracted)
+        if set(_finished(out.store, videos, extracted)) != set(runs):
+            raise _lost(out.store, {sha for sha, _ in members} & forgotten(out.store))
         snapshot = Snapshot(name, out.store, versions, content)
         # Settings alone do not say whose rows these are: weights are named by a path, and CSIP itself changes.
         made_by = {"digests": {"detect": videos.digests.detect, "track": videos.digests.track}}
@@ -81,28 +80,45 @@ def publish(
 
 
 def _finished(store: str, videos: VideoList, extracted: tuple[tuple[ExtractedVideo, ...], ...]) -> dict[str, RunRecord]:
-    """Map the video_sha of every listed video that is extracted to the run that did it.
+    """Map the video_sha of every listed video that is extracted to the run that did it; no video that is forgotten.
 
     Raises:
         StoreError: one that was done when the build listed it, or that the build has done, is not done any more.
     """
-    wanted = {video.video_sha for video in videos.videos}
+    gone = forgotten(store)
+    wanted = {video.video_sha for video in videos.videos} - gone
     todo = {video.video_sha for batch in videos.batches for video in batch}
     just_now = {one.run_id for batch in extracted for one in batch}
     runs = tables.find_runs(store, "stage = 'track_video'")
     own = [run for run in runs if run.outputs["track_digest"] == videos.digests.track or run.run_id in just_now]
     done = {run.outputs["video_sha"]: run for run in own if run.outputs["video_sha"] in wanted}
-    lost = sorted(((wanted - todo) | {one.video_sha for batch in extracted for one in batch}) - set(done))
+    lost = ((wanted - todo) | {one.video_sha for batch in extracted for one in batch}) - gone - set(done)
     if lost:
-        raise StoreError(
-            f"Store {store}: {len(lost)} videos that this build has extracted, or found extracted, are not there any "
-            f"more: {shorten([sha[:12] for sha in lost])}. `csip gc` or `csip forget` ran meanwhile; run the same "
-            "command again."
-        )
+        raise _lost(store, lost)
     return done
 
 
-def _count(store: str, runs: dict[str, RunRecord], left_out: list[str]) -> dict[str, object]:
+def _lost(store: str, shas: set[str]) -> StoreError:
+    return StoreError(
+        f"Store {store}: {len(shas)} videos that this build has extracted, or found extracted, are not there any "
+        f"more: {shorten([sha[:12] for sha in sorted(shas)])}. `csip gc` or `csip forget` ran meanwhile; run the same "
+        "command again."
+    )
+
+
+def _no_video(left_out: list[SourceVideo], counts: dict[str, object]) -> TooLittleDataError:
+    if counts["videos_forgotten"] == len(left_out):
+        return TooLittleDataError(
+            f"All of {len(left_out)} videos were forgotten in this store (`csip forget`), and none is left to build "
+            "from. Build them into another store if that is meant."
+        )
+    return TooLittleDataError(
+        f"None of {len(left_out)} videos could be extracted, expected at least one (the first: {left_out[0].path}). "
+        "The log of this run, and the table `videos`, say why; `csip check` looks at the files."
+    )
+
+
+def _count(store: str, runs: dict[str, RunRecord], left_out: list[SourceVideo]) -> dict[str, object]:
     behind = _detected(store, runs)
     people: Counter[str] = Counter()
     for run in behind:
@@ -117,6 +133,7 @@ def _count(store: str, runs: dict[str, RunRecord], left_out: list[str]) -> dict[
     return {
         "videos": len(runs),
         "videos_left_out": len(left_out),
+        "videos_forgotten": len(forgotten(store) & {video.video_sha for video in left_out}),
         "partial_videos": len({run.outputs["video_sha"] for run in behind if run.counts.get("reason")}),
         **total,
         "people_left_out": dict(sorted(people.items())),

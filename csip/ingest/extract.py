@@ -29,6 +29,7 @@ from csip.ingest.prefetch import prefetch
 from csip.ingest.reading import Ended, Opened, Rejected, read_videos
 from csip.ingest.retrack import WHERE_NOW
 from csip.ingest.storing import Storing
+from csip.maintenance.forget import forgotten
 from csip.types import ExtractDigests, ExtractedVideo, Outcome, Output, Progress, SourceVideo, Stage
 
 _PIECES_AHEAD = 2
@@ -114,6 +115,11 @@ def _plan(
     store: str, video: SourceVideo, decoder: Decoder, digests: ExtractDigests, config: ExtractConfig
 ) -> VideoPlan:
     """Look at a video again, which may have changed since it was listed, and at what is done of it."""
+    if video.video_sha in forgotten(store):
+        raise VideoError(
+            f"Video {video.video_sha[:12]}: was forgotten here (`csip forget`) since this build has listed it, and is "
+            "not built from."
+        )
     again = not digests.weights_path
     if again and look_at(Path(video.path)) is None:
         raise VideoError(f"{video.path}: no such file, expected it where it was last read. {WHERE_NOW}")

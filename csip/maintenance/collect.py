@@ -23,51 +23,33 @@ an extraction go, the runs that did it say so no more: whatever happens then, a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 from csip import tables
 from csip.errors import StoreError
-from csip.maintenance.files import lost_files, stale_tags
+from csip.maintenance.files import lost_files
 from csip.maintenance.keys import shorten
-from csip.maintenance.moving import Newest, find_moves, move
-from csip.maintenance.named import Published, current_since, published_since, snapshots_in, versions_of_runs
-from csip.maintenance.rows import Needless, Search, Unneeded
+from csip.maintenance.moving import Remaining, find_moves, move
+from csip.maintenance.named import (
+    place,
+    published_since,
+    snapshots_in,
+    versions_of_runs,
+)
+from csip.maintenance.rows import Needless, Search
 from csip.maintenance.snapshots import published
+from csip.maintenance.table_work import TablePlan, TableWork, carry_out, plan_all
 from csip.maintenance.unused import give_back
-from csip.tables import RunRecord, quote, snapshot_tag, table_uri
-from csip.types import TableRef
-from storage_schemas import TABLES
+from csip.tables import RunRecord, quote
 
 OLDER_THAN = timedelta(days=7)
 """As long as Lance itself leaves files that no version names."""
 
-_SLACK = timedelta(seconds=1)
 _OF_TRACKLETS = ("crops", "skeletons")
-
-
-@dataclass(slots=True)
-class TableWork:
-    """What there is to do in one table, or was done.
-
-    Attributes:
-        tags: of snapshots that are not published any more.
-        rows: that nothing needs; they leave the newest version, their bytes go with the versions before it.
-        fragments: to merge.
-        fragment_bytes: of their data files.
-        versions: that nothing names.
-        files: that only they name, or that nothing names and Lance takes for lost.
-        bytes: of these files and manifests.
-    """
-
-    tags: int = 0
-    rows: int = 0
-    fragments: int = 0
-    fragment_bytes: int = 0
-    versions: int = 0
-    files: int = 0
-    bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -93,16 +75,23 @@ class Collected:
     left: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """All that is to be done to one table, settled before anything is changed."""
+@dataclass(slots=True)
+class _Work:
+    """All that is to be done, settled before anything is changed.
 
-    ref: TableRef
-    tags: tuple[str, ...]
-    leave: frozenset[int]
-    fragments: tuple[int, ...]
-    fragment_bytes: int
-    versions: tuple[int, ...]
+    Attributes:
+        search: that found the rows.
+        alone: nobody else uses the store.
+        needless: what it found.
+        plans: table -> what is to be done to it.
+        lost: files.
+    """
+
+    search: Search
+    alone: bool
+    needless: Needless
+    plans: Mapping[str, TablePlan]
+    lost: tuple[Path, ...]
 
 
 def collect(
@@ -133,41 +122,73 @@ def collect(
             CSIP; or the store cannot be written.
     """
     now = datetime.now(UTC)
-    since = now - older_than
     known, runs = published(store), tables.find_runs(store, "true")
     for name in drop:
         _may_go(store, name, runs, force=force)
     kept = {name: row for name, row in known.items() if name not in drop}
     for row in kept.values():
         tables.check_row(store, row)  # nobody can tell what one needs that was not written by CSIP
-    recent, alone = published_since(store, since), not older_than
-    search = Search(store, recent.only(kept) if alone else recent, runs, since, alone=alone)
-    needless = search(detections=detections)
-    newest = Newest(search.staying, search.gone_detections)
-    moves, fixed = find_moves(store, kept, runs, newest, None if alone else since)
-    done = Collected(tuple(sorted(set(drop))), tuple(moves), needless.extractions, left=[*search.left, *fixed])
-    changed = {*needless.rows, *(["snapshots"] if drop or moves else []), *(["runs"] if needless.done or moves else [])}
-    plans = _plan_all(store, versions_of_runs(runs), recent, set(kept), since, changed)
-    lost = lost_files(store, runs, now, older_than, done.left)
+    work, done = _settle(store, kept, sorted(set(drop)), runs, now, older_than, detections=detections)
     if not dry_run:
-        # A reader sees a snapshot as long as its row is there: that goes first, and at once.
-        for name in done.dropped:
-            tables.delete(store, "snapshots", f"name = {quote(name)}")
-        if not alone and search.used_meanwhile():
-            done.left.append("what no snapshot used: another process has come to use some of it meanwhile.")
-            needless, done.moved, done.extractions = Needless(), (), 0
-        if needless.done:
-            tables.record_runs(store, give_back(needless.done))
-    if not _carry_out_all(store, plans, needless, done, dry_run=dry_run):
+        _give_up(store, work, done)
+    if not _carry_out_all(store, work.plans, work.needless, done, dry_run=dry_run):
         done.moved = ()  # the rows that they are to leave behind are still there
-    for name in done.moved if not dry_run else ():
-        move(store, kept[name])
-    for path in lost:
-        done.files[path.relative_to(store).as_posix()] = path.stat().st_size
+    if not dry_run:
+        _move_all(store, kept, done)
+    for path in work.lost:
+        done.files[place(path)] = path.stat().st_size
         if not dry_run:
             path.unlink(missing_ok=True)
     done.bytes = sum(work.bytes for work in done.tables.values()) + sum(done.files.values())
     return done
+
+
+def _settle(
+    store: str,
+    kept: Mapping[str, Mapping[str, Any]],
+    dropped: Sequence[str],
+    runs: Sequence[RunRecord],
+    now: datetime,
+    older_than: timedelta,
+    *,
+    detections: bool,
+) -> tuple[_Work, Collected]:
+    """Find all that there is to do, and change nothing."""
+    since, alone = now - older_than, not older_than
+    recent = published_since(store, since)
+    search = Search(store, recent.only(kept) if alone else recent, runs, since, alone=alone)
+    needless = search(detections=detections)
+    remaining = Remaining(search.staying, search.gone_detections)
+    moves, fixed = find_moves(store, kept, runs, remaining, None if alone else since)
+    done = Collected(tuple(dropped), tuple(moves), needless.extractions, left=[*search.left, *fixed])
+    changed = set(needless.rows)
+    if dropped or moves:
+        changed.add("snapshots")
+    if needless.done or moves:
+        changed.add("runs")
+    plans = plan_all(store, versions_of_runs(runs), recent, set(kept), since, changed)
+    lost = lost_files(store, runs, now, older_than, done.left)
+    return _Work(search, alone, needless, plans, tuple(lost)), done
+
+
+def _give_up(store: str, work: _Work, done: Collected) -> None:
+    """Drop snapshots, and let runs say no more that needless rows are there."""
+    # A reader sees a snapshot as long as its row is there: that goes first, and at once.
+    for name in done.dropped:
+        tables.delete(store, "snapshots", f"name = {quote(name)}")
+    if not work.alone and work.search.used_meanwhile():
+        done.left.append("what no snapshot used: another process has come to use some of it meanwhile.")
+        work.needless, done.moved, done.extractions = Needless(), (), 0
+    if work.needless.done:
+        tables.record_runs(store, give_back(work.needless.done))
+
+
+def _move_all(store: str, kept: Mapping[str, Mapping[str, Any]], done: Collected) -> None:
+    moved = tuple(name for name in done.moved if move(store, kept[name]))
+    if moved != done.moved:
+        stayed = sorted(set(done.moved) - set(moved))
+        done.left.append(f"{len(stayed)} snapshots were dropped or published again meanwhile: {shorten(stayed)}.")
+    done.moved = moved
 
 
 def _may_go(store: str, name: str, runs: Sequence[RunRecord], *, force: bool) -> None:
@@ -181,72 +202,16 @@ def _may_go(store: str, name: str, runs: Sequence[RunRecord], *, force: bool) ->
         )
 
 
-def _plan_all(
-    store: str,
-    named: Mapping[str, set[int]],
-    recent: Published,
-    kept: set[str],
-    since: datetime,
-    changed: Collection[str],
-) -> dict[str, _Plan]:
-    plans = {name: _plan(store, name, named.get(name, set()), recent, kept, since) for name in TABLES}
-    for name in changed:
-        # Rows that are deleted or written again change the fragments that were to be merged.
-        plans[name] = replace(plans[name], fragments=(), fragment_bytes=0)
-    return plans
-
-
-def _plan(store: str, name: str, named: set[int], recent: Published, kept: set[str], since: datetime) -> _Plan:
-    """Settle what is to be done to a table before anything is changed, so that a dry run tells the same."""
-    versions = tables.list_versions(store, name)
-    ref = TableRef(table_uri(store, name), max(versions))
-    # A tag that is younger than any row of its snapshot belongs to one that is being published.
-    seen = {snapshot_tag(row["name"]): tables.published_at(row) + _SLACK for row in recent.rows}
-    stale = stale_tags(store, name, kept)
-    gone = tuple(sorted(tag for tag, at in stale.items() if at <= max(since, seen.get(tag, since))))
-    keep = {*named, *recent.versions(name), *(version for version, _ in tables.list_tags(store, name).values())}
-    old = set(versions) - keep - set(current_since(versions, since))
-    before = max((version for version, at in versions.items() if at <= since), default=0)
-    newest = tables.extent(ref).fragments
-    leave = set(newest) - set(tables.extent(TableRef(ref.uri, before)).fragments if before else ())
-    for version in keep & set(versions) if len(newest) > len(leave) else ():
-        leave |= set(tables.extent(TableRef(ref.uri, version)).fragments)
-    merged = tables.plan_compaction(ref, leave) if len(set(newest) - leave) else []
-    return _Plan(ref, gone, frozenset(leave), tuple(merged), sum(newest[one] for one in merged), tuple(sorted(old)))
-
-
 def _carry_out_all(
-    store: str, plans: Mapping[str, _Plan], needless: Needless, done: Collected, *, dry_run: bool
+    store: str, plans: Mapping[str, TablePlan], needless: Needless, done: Collected, *, dry_run: bool
 ) -> bool:
     """Do what there is to do, table by table; tell whether all tracklets went that had to go."""
     late = False
     for name, plan in plans.items():
         # Where tracklets have to stay, what they stand on stays with them.
         rows = None if late and name in _OF_TRACKLETS else needless.rows.get(name)
-        work = _carry_out(store, name, plan, rows, done.left, dry_run=dry_run)
+        work = carry_out(store, name, plan, rows, done.left, dry_run=dry_run)
         late |= name == "tracklets" and rows is not None and not work.rows
         if work != TableWork():
             done.tables[name] = work
     return not late
-
-
-def _carry_out(
-    store: str, name: str, plan: _Plan, needless: Unneeded | None, left: list[str], *, dry_run: bool
-) -> TableWork:
-    work = TableWork(tags=len(plan.tags))
-    busy = f"{name}: another process was writing; {{}} are left for the next gc."
-    if not dry_run:
-        for tag in plan.tags:
-            tables.untag(store, name, tag)
-    if needless is not None:
-        if dry_run or tables.delete_as_read(needless.ref, needless.where):
-            work.rows = needless.rows
-        else:
-            left.append(busy.format("rows that nothing needs"))
-    if plan.fragments:
-        if dry_run or tables.compact(plan.ref, plan.leave):
-            work.fragments, work.fragment_bytes = len(plan.fragments), plan.fragment_bytes
-        else:
-            left.append(busy.format("small files"))
-    work.versions, work.files, work.bytes = tables.clean_up(store, name, plan.versions, dry_run=dry_run)
-    return work

@@ -11,7 +11,7 @@ from csip.errors import StoreError
 from csip.files import digest_file
 from csip.maintenance.findings import Finding
 from csip.maintenance.keys import shorten
-from csip.maintenance.named import named_files, references, snapshots_in
+from csip.maintenance.named import named_files, place, references, snapshots_in
 from csip.references import FILE, TABLE
 from csip.tables import RunRecord, table_uri
 from csip.types import TableRef
@@ -91,7 +91,7 @@ def find_leftovers(
     """
     found = []
     for path, why in unnamed_files(store, runs):
-        found.append(Finding("leftover", "", str(path.relative_to(store)), f"{why}, {path.stat().st_size} bytes."))
+        found.append(Finding("leftover", "", place(path), f"{why}, {path.stat().st_size} bytes."))
     run_ids = {run.run_id for run in runs}
     owners = {"results": ("run_id", run_ids), "metrics": ("run_id", run_ids), "splits": ("dataset", set(known))}
     for table, ref in newest.items():

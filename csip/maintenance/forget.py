@@ -25,9 +25,9 @@ import pyarrow as pa
 
 from csip import tables
 from csip.errors import StoreBusyError, StoreError
-from csip.maintenance.forget_plan import BY_TRACKLET, Plan, Selector, make_plan
+from csip.maintenance.forget_plan import Plan, Selector, make_plan
 from csip.maintenance.forget_scrub import Scrub
-from csip.maintenance.forget_traces import FORGOTTEN, doomed_detections
+from csip.maintenance.forget_traces import BY_TRACKLET, FORGOTTEN, doomed_detections, forgotten
 from csip.maintenance.snapshots import published
 from csip.plain import from_plain, to_plain
 from csip.source import git_commit
@@ -56,12 +56,6 @@ class _Journal:
     def name(self) -> str:
         """What others are told of it while they may not write."""
         return f"run {self.run.run_id}, begun {self.run.started}"
-
-
-def forgotten(store: str) -> frozenset[str]:
-    """Name the videos, by SHA-256, that were forgotten and must not be built from again."""
-    rows = tables.read(tables.current(store, "videos"), ["status"], f"status = {tables.quote(FORGOTTEN)}")
-    return frozenset(rows["video_sha"].to_pylist())
 
 
 def forgotten_on(store: str, selector: Selector) -> str:
@@ -110,12 +104,17 @@ def finish(store: str) -> list[Plan]:
     return [one.plan for one in begun]
 
 
-def forget(store: str, plan: Plan) -> None:
-    """Do what a plan says; after a kill, `finish` goes on.
+def forget(store: str, selector: Selector, plan: Plan) -> None:
+    """Do what a plan says, if that is still all there is to do; after a kill, `finish` goes on.
+
+    Args:
+        store: the store's folder.
+        selector: whom to forget.
+        plan: what `look_up` has found for it.
 
     Raises:
         StoreBusyError: somebody else works on the store, or writes to it.
-        StoreError: the store cannot be written.
+        StoreError: there is something else to do by now; or the store cannot be written.
     """
     run = RunRecord(
         run_id=uuid.uuid4().hex[:12],
@@ -135,6 +134,7 @@ def forget(store: str, plan: Plan) -> None:
     journal = _Journal(run, plan)
     with tables.alone(store, journal.name):
         _refuse_writers(store)
+        _refuse_changes(store, selector, plan)
         tables.record_run(store, run)
         _carry_out(store, journal)
 
@@ -153,6 +153,23 @@ def _refuse_writers(store: str) -> None:
             "another machine, or was killed just now. Nothing was changed. Stop builds and trainings on this store, "
             f"and run the same command again in {max(YOUNG_SECONDS - age, 1):.0f} s."
         )
+
+
+def _refuse_changes(store: str, selector: Selector, plan: Plan) -> None:
+    """Refuse a plan that was made before others wrote: what came since it does not know, and would leave there.
+
+    Raises:
+        StoreError: another one would be made now.
+    """
+    now = look_up(store, selector)
+    if now == plan:
+        return
+    rows = [f"{sum(one.rows.values())} rows and {len(one.files)} files" for one in (plan, now) if one is not None]
+    raise StoreError(
+        f"Store {store}: what there is to forget has changed since you were asked (then {rows[0]}, now "
+        f"{rows[1] if now is not None else 'nothing'}). Nothing was changed. Run the same command again, and look at "
+        "what it names."
+    )
 
 
 def _runs(store: str) -> list[RunRecord]:

@@ -18,6 +18,7 @@ from csip.files import digest_file
 from csip.maintenance.diff import diff_rows
 from csip.maintenance.forget_counts import Gone, run_counts, snapshot_counts
 from csip.maintenance.forget_traces import (
+    BY_TRACKLET,
     Tracklets,
     doomed_detections,
     dropped_with,
@@ -26,6 +27,8 @@ from csip.maintenance.forget_traces import (
     read_parts,
     snapshots_with,
     tracklet_rows,
+    unfinished_rows,
+    video_paths,
 )
 from csip.maintenance.keys import shorten
 from csip.maintenance.snapshots import published
@@ -33,8 +36,6 @@ from csip.plain import digest
 from csip.protocols import SELF_LABELLED
 from csip.tables import RunRecord
 
-BY_TRACKLET = ("embeddings", "frame_features", "skeletons", "crops", "splits", "tracklets")
-"""The tables of a person's rows, dependants first."""
 _PINNED = ("tracklets", "crops", "skeletons", "splits")
 _SHORTEST = 6
 Kind = Literal["pid", "tracklet", "video"]
@@ -113,8 +114,8 @@ def make_plan(store: str, selector: Selector) -> Plan:
     """
     known, runs = published(store), tables.find_runs(store, "true")
     _check_movable(store, known, runs)
-    rows = tracklet_rows(store, known)
     videos = selector.names if selector.kind == "video" else ()
+    rows = unfinished_rows(store, videos, runs) | tracklet_rows(store, known)
     chosen = _choose(store, selector, rows)
     counts = {name: _count(store, name, chosen) for name in BY_TRACKLET}
     boxes = doomed_detections(store, chosen, videos, runs, rows)
@@ -144,15 +145,21 @@ def make_plan(store: str, selector: Selector) -> Plan:
 
 
 def _find_video(store: str, name: str) -> str:
+    """Find a video among those that have a row, and those that have none yet: a build was killed before their end."""
     table = tables.read(tables.current(store, "videos"), ["path"])
-    paths: dict[str, str] = dict(zip(table["video_sha"].to_pylist(), table["path"].to_pylist(), strict=True))
+    known: dict[str, str] = dict(zip(table["video_sha"].to_pylist(), table["path"].to_pylist(), strict=True))
+    paths = {one: {path} for one, path in known.items()}
+    for run in tables.find_runs(store, "true"):
+        for one, some in video_paths([run.inputs, run.outputs]).items():
+            if one not in known:
+                paths.setdefault(one, set()).update(some)
     sha = digest_file(Path(name)) if Path(name).is_file() else name
     places = {name, str(Path(name).absolute())} - {""}
-    found = [one for one, path in paths.items() if one == sha or path in places]
+    found = [one for one, some in paths.items() if one == sha or some & places]
     if not found and len(sha) >= _SHORTEST:
         found = [one for one in paths if one.startswith(sha)]
     if len(found) != 1:
-        told = shorten([f"{one[:12]} {path}".strip() for one, path in sorted(paths.items())]) or "none"
+        told = shorten([f"{one[:12]} {min(some)}".strip() for one, some in sorted(paths.items())]) or "none"
         raise StoreError(
             f"Store {store}: {name!r} names {len(found)} videos, expected one of {len(paths)}: {told}. Name a file, "
             "the path it had, or its SHA-256 or the beginning of that."

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from csip.maintenance.forget_plan import Plan
-from csip.maintenance.forget_traces import FORGOTTEN, video_paths
+from csip.maintenance.forget_traces import FORGOTTEN, forgotten, video_paths
 from csip.references import FILE, TABLE
 from csip.tables import RunRecord
 
@@ -85,6 +85,17 @@ class Scrub:
 
     def _unless_another(self, found: re.Match[str]) -> str:
         return "" if _names_one(found[0], self._plan.paths) else found[0]
+
+
+def without_forgotten(store: str, run: RunRecord) -> RunRecord:
+    """Copy a run that is to be recorded without the paths and cameras of videos that were forgotten in the meantime.
+
+    What it was given was settled before: a build under way has its list of videos.
+    """
+    named = video_paths([run.inputs, run.outputs])
+    gone = tuple(sorted(forgotten(store) & set(named)))
+    paths = tuple(sorted({path for sha in gone for path in named[sha]} - {""}))
+    return Scrub(Plan(kind="video", shas=(), videos=gone, paths=paths), {})(run) if gone else run
 
 
 def _any_of(texts: Iterable[str]) -> str:

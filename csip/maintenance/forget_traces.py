@@ -12,18 +12,27 @@ from typing import Any
 import pyarrow as pa
 
 from csip import tables
+from csip.errors import StoreError
 from csip.maintenance.keys import shorten
-from csip.maintenance.named import references, snapshots_in
+from csip.maintenance.named import place, references, snapshots_in
 from csip.maintenance.snapshots import generations
-from csip.references import FILE, once_each, things_in
+from csip.references import FILE, extraction_name, once_each, things_in
 from csip.tables import RunRecord, any_of, quote, table_uri
 from csip.types import TableRef
 
+BY_TRACKLET = ("embeddings", "frame_features", "skeletons", "crops", "splits", "tracklets")
+"""The tables of a person's rows, dependants first."""
 FORGOTTEN = "forgotten"
 """The status of a video that must not come back, and how counts call who has gone."""
 Tracklets = Mapping[str, Mapping[str, Any]]
 Box = tuple[float, ...]
 Boxes = dict[tuple[str, str, int], set[Box]]
+
+
+def forgotten(store: str) -> frozenset[str]:
+    """Name the videos, by SHA-256, that were forgotten and must not be built from again."""
+    rows = tables.read(tables.current(store, "videos"), ["status"], f"status = {quote(FORGOTTEN)}")
+    return frozenset(rows["video_sha"].to_pylist())
 
 
 def tracklet_rows(store: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -33,6 +42,25 @@ def tracklet_rows(store: str, known: Mapping[str, Mapping[str, Any]]) -> dict[st
     columns = ["video_sha", "track_digest", "num_frames", "pid"]
     refs = [TableRef(newest.uri, one) for one in sorted(versions - {newest.version})]
     return {row["tracklet_id"]: row for ref in (*refs, newest) for row in tables.read(ref, columns).to_pylist()}
+
+
+def unfinished_rows(store: str, videos: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Find tracklets of some videos by the rows that depend on them, as `tracklet_rows` gives them.
+
+    A build writes crops and skeletons before the tracklets, and before a run says so; if it was killed, nothing but
+    their names tells whose they are. Any extraction may be theirs that a run names, be it of another video.
+    """
+    things = [thing for run in runs for thing in things_in([run.inputs, run.outputs]) if thing.kind == "video"]
+    digests = {str(thing.facts["track_digest"]) for thing in things if "track_digest" in thing.facts}
+    begun = {extraction_name(sha, one): (sha, one) for sha in videos for one in digests}
+    where = " OR ".join(f"starts_with(tracklet_id, {quote(f'{name}-')})" for name in sorted(begun))
+    out: dict[str, dict[str, Any]] = {}
+    for table in BY_TRACKLET if begun else ():
+        for batch in tables.stream(tables.current(store, table), ["tracklet_id"], where):
+            for name in set(batch.column(0).to_pylist()):
+                sha, one = begun[name.rpartition("-")[0]]
+                out[name] = {"tracklet_id": name, "video_sha": sha, "track_digest": one, "num_frames": 0, "pid": None}
+    return out
 
 
 def doomed_detections(
@@ -161,13 +189,20 @@ def video_paths(value: Any) -> dict[str, set[str]]:
 def files_of(
     store: str, runs: Sequence[RunRecord], had: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """List the files that show what some snapshots had, those that learned from it, and what cannot be told."""
+    """List the files that show what some snapshots had, those that learned from it, and what cannot be told.
+
+    Raises:
+        StoreError: there are such files, and nobody says in which folder.
+    """
     root = tables.home(store)
-    if root is None or not had:
-        return (), (), ()
     shown: set[Path] = set()
     trained: set[Path] = set()
-    for run in (run for run in runs if set(snapshots_in(run.inputs)) & set(had)):
+    users = [run for run in runs if set(snapshots_in(run.inputs)) & set(had)]
+    if root is None:
+        _refuse_files(store, sorted({one["path"] for run in users for one in references(run.outputs, FILE)}))
+    if root is None or not had:
+        return (), (), ()
+    for run in users:
         kept = run.counts.get("kept", {})
         short = {sha[:12] for sha in kept.values()} if isinstance(kept, Mapping) else set()
         trained |= {p for p in tables.files_in(store, "checkpoints", "*-*") if p.stem.rpartition("-")[2] in short}
@@ -176,10 +211,20 @@ def files_of(
             if path is not None:
                 (trained if path.suffix == ".safetensors" else shown).add(path)
     trained |= set(tables.files_in(store, "checkpoints", "*.state"))
-    pages = [path for path in tables.folder(store, "reports").glob("*") if path.is_file()]
-    pages = [path for path in pages if path.suffix in (".part", ".npz") or path.stem.rpartition("-")[0] in had]
-    shown |= {tables.inside(store, "reports", path.name) for path in pages}  # a link that leads out is refused
-    exports = sorted(p.relative_to(root).as_posix() for p in root.glob("*.npz"))
+    # Links too: one that leads out of the store is said, since what it shows stays.
+    pages = [p for p in tables.folder(store, "reports").glob("*") if p.is_file()]
+    pages = [p for p in pages if p.suffix in (".part", ".npz") or p.stem.rpartition("-")[0] in had]
+    shown |= {tables.inside(store, "reports", page.name) for page in pages}
+    exports = sorted(path.name for path in root.glob("*.npz"))
     notes = [f"Exported rankings may hold this person: {shorten(exports)}. Remove them by hand."] if exports else []
-    told = [tuple(sorted(path.relative_to(root).as_posix() for path in some)) for some in (shown, trained)]
+    told = [tuple(sorted(map(place, some))) for some in (shown, trained)]
     return told[0], told[1], tuple(notes)
+
+
+def _refuse_files(store: str, paths: Sequence[str]) -> None:
+    if paths:
+        raise StoreError(
+            f"Store {store}: {len(paths)} files that runs have written may show whom to forget, or have learned "
+            f"from them: {shorten(paths)}. They are not in object storage, and CSIP_FILES is not set. Set it to the "
+            "folder that it named when they were written, and run the same command again; nothing was changed."
+        )

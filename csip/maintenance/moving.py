@@ -20,6 +20,7 @@ from csip.maintenance.diff import diff_rows
 from csip.maintenance.files import age, tell_damage
 from csip.maintenance.keys import shorten
 from csip.maintenance.named import snapshots_in
+from csip.maintenance.snapshots import published
 from csip.maintenance.unused import Pair, ended, where_pairs
 from csip.plain import digest
 from csip.references import is_snapshot
@@ -31,7 +32,7 @@ _Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Newest:
+class Remaining:
     """What the newest versions will hold when a gc has taken away what nothing needs.
 
     Attributes:
@@ -44,7 +45,7 @@ class Newest:
 
 
 def find_moves(
-    store: str, rows: Mapping[str, _Row], runs: Sequence[RunRecord], newest: Newest, since: datetime | None
+    store: str, rows: Mapping[str, _Row], runs: Sequence[RunRecord], newest: Remaining, since: datetime | None
 ) -> tuple[list[str], list[str]]:
     """Name the snapshots that are to move, and say in sentences which have to stay.
 
@@ -68,7 +69,7 @@ def find_moves(
     return moves, [told.format(len(names), why, shorten(names)) for why, names in stay.items()]
 
 
-def _holds(store: str, row: _Row, newest: Newest) -> bool:
+def _holds(store: str, row: _Row, newest: Remaining) -> bool:
     """Tell whether the versions that a snapshot pins have rows of extractions that the newest ones will not have."""
     pinned = {name: TableRef(table_uri(store, name), version) for name, version in row["tables"].items()}
     for name in {"tracklets", "detections"} & set(pinned):
@@ -117,14 +118,19 @@ def _newest(store: str, row: _Row) -> dict[str, int]:
     return pinned | {name: tables.current(store, name).version for name in _MOVED if name in pinned}
 
 
-def move(store: str, row: _Row) -> None:
+def move(store: str, row: _Row) -> bool:
     """Publish a snapshot again on the newest versions, after letting the runs that name it name these.
 
     A kill in between leaves tags on the new versions before the row names them, which the next gc completes.
 
+    Returns:
+        Whether it has moved: a snapshot that others have dropped or published again in the meantime is left to them.
+
     Raises:
         StoreError: the store cannot be written.
     """
+    if published(store).get(row["name"]) != row:
+        return False
     versions, runs = _newest(store, row), tables.find_runs(store, "true")
     moved = [_follow(run, row, versions) for run in runs]
     changed = [new for new, run in zip(moved, runs, strict=True) if new != run]
@@ -132,7 +138,8 @@ def move(store: str, row: _Row) -> None:
         tables.record_runs(store, changed)
     snapshot = Snapshot(row["name"], store, versions, row["digest"])
     told = {name: row[name] for name in ("config", "counts", "videos", "created")}
-    tables.publish(snapshot, **told)
+    tables.publish(snapshot, **told, over=row["tables"])
+    return bool(published(store).get(row["name"], {}).get("tables") == versions)
 
 
 def _follow(run: RunRecord, row: _Row, versions: Mapping[str, int]) -> RunRecord:

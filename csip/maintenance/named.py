@@ -113,7 +113,7 @@ class NamedFiles:
     def __contains__(self, path: Path) -> bool:
         """Tell whether a file is named, by its path or by the SHA-256 that a checkpoint has in its own name."""
         short = path.stem.rpartition("-")[2]
-        return _short(path) in self.paths or (len(short) == 12 and any(sha.startswith(short) for sha in self.shas))
+        return place(path) in self.paths or (len(short) == 12 and any(sha.startswith(short) for sha in self.shas))
 
 
 def named_files(store: str, runs: Sequence[RunRecord]) -> NamedFiles:
@@ -126,10 +126,11 @@ def named_files(store: str, runs: Sequence[RunRecord]) -> NamedFiles:
     for state in tables.files_in(store, "checkpoints", "*.state"):
         held = list(references(_state_header(state), FILE))
         refs, shas = refs + held, shas | {ref["sha256"] for ref in held}
-    return NamedFiles(frozenset(_short(Path(ref["path"])) for ref in refs), frozenset(shas))
+    return NamedFiles(frozenset(place(Path(ref["path"])) for ref in refs), frozenset(shas))
 
 
-def _short(path: Path) -> str:
+def place(path: Path) -> str:
+    """Give the path of a file in one of a store's folders from the store: what stays when the store is moved."""
     return f"{path.parent.name}/{path.name}"
 
 

@@ -9,8 +9,10 @@ from datetime import datetime
 import numpy as np
 
 from csip import tables
+from csip.errors import StoreError
 from csip.maintenance import unused
-from csip.maintenance.keys import Numbers
+from csip.maintenance.forget_traces import forgotten
+from csip.maintenance.keys import Numbers, shorten
 from csip.maintenance.named import Published
 from csip.maintenance.snapshots import published
 from csip.maintenance.unused import Pair, Used
@@ -100,6 +102,7 @@ class Search:
         self._splits = _by_owner(store, "splits", ["dataset"], since)
         self._extractions = _by_owner(store, "tracklets", ["video_sha", "track_digest"], since)
         self._made = _tracklets(self._extractions.ref)
+        self._forgotten = forgotten(store)
         self._published = unused.used_by_snapshots(recent.rows, runs)
         self._lately = Used() if alone else unused.used_lately(runs, since)
         self._idle: set[Pair] = set()
@@ -136,7 +139,7 @@ class Search:
         shown = self._in_splits()
         passes = [run for run in self._runs if run.stage in unused.TRACKS]
         there: set[Pair] = {(sha, digest) for sha, digest in self._extractions.rows}
-        every = {pair for pair in there | unused.done_by(passes, "track_digest") if pair[0]}
+        every = {pair for pair in there | self._done_again(passes, "track_digest") if pair[0]}
         spare = {pair for pair in every - shown if not self._published.has_tracked(pair)}
         cut = {name.rpartition("-")[0] for found in self._owned.values() for (name,) in found.young}
         busy = {one for one in spare if one in self._lately.tracked or extraction_name(*one) in cut}
@@ -150,23 +153,50 @@ class Search:
                 "nobody else uses the store, deletes them",
             )
             imports = set()
-        self._idle = set(sorted({*(spare - busy), *imports})[:_AT_ONCE])
+        self._idle = self._at_once("tracklets", {*(spare - busy), *imports})
         done = [run for run in passes if unused.of_pass(run, "track_digest") in self._idle]
         self.needless.done += done
         gone = self._idle & there
-        self.needless.extractions = len((gone | unused.done_by(done, "track_digest")) - imports)
+        again = {pair for pair in gone if pair[0] not in self._forgotten} | self._done_again(done, "track_digest")
+        self.needless.extractions = len(again - imports)
         if gone:
             where = unused.where_pairs("tracklets", gone)
             self.needless.rows["tracklets"] = self._extractions.unneeded(where, gone)
 
     def _in_splits(self) -> set[Pair]:
-        """List the extractions and imports whose tracklets the protocols of snapshots name."""
+        """List the extractions and imports whose tracklets the protocols of snapshots name.
+
+        Of a snapshot whose protocols cannot be read, all may be that are of its videos or its own import.
+        """
         found: set[Pair] = set()
+        unreadable = set()
         for row in (row for row in self._recent.rows if "splits" in row["tables"]):
             splits = TableRef(table_uri(self._store, "splits"), row["tables"]["splits"])
-            for batch in tables.stream(splits, ["tracklet_id"], f"dataset = {quote(row['name'])}"):
-                found |= {self._made[name] for name in batch.column(0).to_pylist() if name in self._made}
+            try:
+                for batch in tables.stream(splits, ["tracklet_id"], f"dataset = {quote(row['name'])}"):
+                    found |= {self._made[name] for name in batch.column(0).to_pylist() if name in self._made}
+            except StoreError:
+                unreadable.add(row["name"])
+                own = {*row["videos"], ""}
+                found |= {(sha, one) for sha, one in self._extractions.rows if sha in own}
+        if unreadable:
+            self.left.append(
+                f"splits: those of {len(unreadable)} snapshots cannot be read, see `csip verify`, and what they may "
+                f"name is left: {shorten(sorted(unreadable))}."
+            )
         return found
+
+    def _done_again(self, passes: Iterable[RunRecord], name: str) -> set[Pair]:
+        """List what passes have done and a build would do again: what was forgotten, none does."""
+        return {pair for pair in unused.done_by(passes, name) if pair[0] not in self._forgotten}
+
+    def _at_once(self, table: str, some: Iterable[Pair]) -> set[Pair]:
+        """Take as many as one condition can name, and say how many are left."""
+        ordered = sorted(some)
+        if len(ordered) > _AT_ONCE:
+            more = len(ordered) - _AT_ONCE
+            self.left.append(f"{table}: rows of {more} more extractions that nothing needs are left for the next gc.")
+        return set(ordered[:_AT_ONCE])
 
     def _tell(self, some: Collection[Pair], what: str) -> None:
         rows = sum(self._extractions.rows.get(pair, 0) for pair in some)
@@ -206,7 +236,7 @@ class Search:
 
     def _tell_detections(self) -> None:
         passes = [run for run in self._runs if run.stage in unused.DETECTS]
-        spare = {p for p in unused.done_by(passes, "detect_digest") if not self._detections_used.has_detected(p)}
+        spare = {p for p in self._done_again(passes, "detect_digest") if not self._detections_used.has_detected(p)}
         own = [run for run in passes if unused.of_pass(run, "detect_digest") in spare]
         rows = sum(int(run.counts.get("detections", 0)) for run in own)
         if rows:
@@ -223,9 +253,9 @@ class Search:
         found = _by_owner(self._store, "detections", ["video_sha", "detect_digest"], self._since)
         passes = [run for run in self._runs if run.stage in unused.DETECTS]
         there: set[Pair] = {(sha, digest) for sha, digest in found.rows}
-        every = (there | unused.done_by(passes, "detect_digest")) - found.young
-        spare = sorted(pair for pair in every if not self._detections_used.has_detected(pair))
-        idle = self._idle_detections = set(spare[:_AT_ONCE])
+        every = (there | self._done_again(passes, "detect_digest")) - found.young
+        spare = {pair for pair in every if not self._detections_used.has_detected(pair)}
+        idle = self._idle_detections = self._at_once("detections", spare)
         self.gone_detections = (self.gone_detections - there) | idle
         self.needless.done += [run for run in passes if unused.of_pass(run, "detect_digest") in idle]
         if idle & there:

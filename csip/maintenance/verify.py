@@ -16,6 +16,7 @@ from csip.errors import StoreError
 from csip.maintenance import keys
 from csip.maintenance.files import check_runs, find_leftovers, tell_damage
 from csip.maintenance.findings import Finding
+from csip.maintenance.forget_traces import FORGOTTEN
 from csip.maintenance.frames import check_crops, check_skeletons, check_tracklets
 from csip.maintenance.look import Look
 from csip.maintenance.newest import check_newest
@@ -153,7 +154,12 @@ def _check_splits(look: Look, ref: TableRef) -> None:
 
 
 def _check_videos(look: Look, ref: TableRef) -> None:
-    shas = [sha for batch in tables.stream(ref, ["video_sha"]) for sha in batch.column(0).to_pylist()]
+    status: dict[str, str] = {}
+    shas = []
+    for batch in tables.stream(ref, ["video_sha", "status"]):
+        some, told = (batch.column(i).to_pylist() for i in range(2))
+        status |= dict(zip(some, told, strict=True))
+        shas += some
     if len(shas) != len(set(shas)):
         look.say("videos", f"{len(shas) - len(set(shas))} rows have the key of another one.")
     look.videos = set(shas)
@@ -161,6 +167,9 @@ def _check_videos(look: Look, ref: TableRef) -> None:
     look.say_some("videos", [sha[:12] for sha in gone], "videos of the snapshot are not there")
     gone = sorted(set(look.texts("video_sha")) - set(shas) - {""})
     look.say_some("videos", [sha[:12] for sha in gone], "videos that tracklets name are not there")
+    back = sorted(sha for sha in {*look.row["videos"], *look.texts("video_sha")} if status.get(sha) == FORGOTTEN)
+    again = "videos were forgotten, and were built from again; run `csip forget --video` on each once more"
+    look.say_some("videos", [sha[:12] for sha in back], again)
 
 
 def _check_detections(look: Look, ref: TableRef) -> None:

@@ -15,9 +15,13 @@ to T times ceil(n / T), as published, which fills the late chunks of lengths jus
 every chunk as many of its own frames as another, or one more."""
 
 DatasetName = Annotated[
-    str, Spelt(r"[-_]*[^\W_][-\w]*", "letters, digits, '-' and '_' only: it becomes part of file and tag names")
+    str,
+    Spelt(
+        "[A-Za-z0-9_][A-Za-z0-9_-]{0,99}",
+        "letters, digits, '-' and '_' of ASCII, no '-' in front, at most 100: it becomes part of file and tag names",
+    ),
 ]
-"""What snapshots and their splits are called by."""
+"""What snapshots and their splits are called by, with a digest behind it: what `csip.tables.check_name` takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

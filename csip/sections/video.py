@@ -29,7 +29,7 @@ class DetectConfig:
         stride: every so many frames one is looked at.
         confidence: lowest box score kept; ByteTrack's second stage lives on low ones.
         iou: overlap above which non-maximum suppression drops the weaker box.
-        max_people: most boxes a frame.
+        max_people: most boxes a frame; `csip.maintenance.keys` has room for no more.
         segment_seconds: a long video is worked through in parts of this length, a commit each; a killed build loses no
             more than one of them.
         min_box_height: smaller boxes are dropped (and counted), frame pixels.
@@ -45,7 +45,7 @@ class DetectConfig:
     stride: Annotated[int, Within(1, 10_000)] = 1
     confidence: Annotated[float, Within(0, 1)] = 0.1
     iou: Annotated[float, Within(0, 1)] = 0.7
-    max_people: Annotated[int, Within(1, 10_000)] = 300
+    max_people: Annotated[int, Within(1, 1024)] = 300
     segment_seconds: Annotated[float, Within(0.1, 86_400)] = 600.0
     min_box_height: Annotated[float, Within(0, 100_000)] = 0.0
     region: Annotated[tuple[tuple[float, float], ...], Each("shares of width and height, 0 to 1", 0, high=1)] = ()

@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from csip.errors import StoreBusyError, StoreError
-from csip.store.committing import CLOSED, FORGOTTEN, OWN, commit, commit_fragments_as, open_for_writing
+from csip.store.committing import CLOSED, FORGOTTEN_LAST, OWN, commit, commit_fragments_as, open_for_writing
 from csip.store.upkeep import extent, list_versions
 from csip.store.versions import is_address, open_current, table_uri
 from csip.types import TableRef
@@ -45,7 +45,7 @@ def at_work(store: str) -> Iterator[None]:
 
     Raises:
         StoreBusyError: somebody is being forgotten in it.
-        StoreError: the store cannot be written.
+        StoreError: there is no such store, or the store cannot be written.
     """
     told = "somebody is being forgotten in it (`csip forget`{}). Wait for its end, and run the same command again."
     with _locked(store, fcntl.LOCK_SH, os.O_RDONLY, told):
@@ -62,7 +62,7 @@ def alone(store: str, by: str) -> Iterator[None]:
 
     Raises:
         StoreBusyError: somebody works on it.
-        StoreError: the store cannot be written.
+        StoreError: there is no such store, or the store cannot be written.
     """
     told = (
         "a build, training, evaluation, clean-up or another `csip forget` is at work on it{}, and `csip forget` needs "
@@ -81,6 +81,7 @@ def _locked(store: str, how: int, mode: int, told: str) -> Iterator[None]:
     if is_address(store):
         yield
         return
+    open_current(store, "runs")  # a folder that is no store gets no lock, and is said to be none
     path = Path(store, _LOCK)
     try:
         file = os.open(path, mode | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -187,7 +188,7 @@ def open_table(store: str, name: str) -> None:
     def attempt() -> None:
         dataset = open_for_writing(store, name)
         if CLOSED in dataset.metadata:
-            dataset.update_metadata({CLOSED: None, FORGOTTEN: OWN.get()})
+            dataset.update_metadata({CLOSED: None, FORGOTTEN_LAST: OWN.get()})
 
     commit(table_uri(store, name), "that it is open", attempt)
 

@@ -22,7 +22,7 @@ from storage_schemas.fields import SCHEMA_VERSION, default, key_names, since
 
 T = TypeVar("T")
 
-CLOSED, FORGOTTEN = "csip.forgetting", "csip.forgotten"
+CLOSED, FORGOTTEN_LAST = "csip.forgetting", "csip.forgotten"
 """What a table's metadata say of `csip forget` (`csip.store.closing`): who has closed the table, and who did last."""
 OWN: ContextVar[str] = ContextVar("OWN", default="")
 """By whom a table may be closed that this thread may write to all the same."""

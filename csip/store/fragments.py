@@ -21,7 +21,7 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from csip.errors import StoreError
-from csip.store.committing import FORGOTTEN, commit, commit_fragments_as, open_for_writing
+from csip.store.committing import FORGOTTEN_LAST, commit, commit_fragments_as, open_for_writing
 from csip.store.faults import store_error
 from csip.store.paths import check_table
 from csip.store.upkeep import FRAGMENT_BYTES, FRAGMENT_ROWS, merge_small
@@ -132,7 +132,7 @@ class FragmentWriter:
         """
         if not self._done:
             raise ValueError(f"FragmentWriter of {self._name}: its fragments are known when `with` has ended well.")
-        after = self._dataset.metadata.get(FORGOTTEN, "")
+        after = self._dataset.metadata.get(FORGOTTEN_LAST, "")
         return Fragments(self._name, self._rows, SCHEMA_VERSION, tuple(self._parts), after)
 
 
@@ -167,7 +167,7 @@ def commit_fragments(store: str, name: str, written: Sequence[Fragments], *, rep
 
     def attempt() -> TableRef:
         dataset = open_for_writing(store, name)
-        if any(one.after != dataset.metadata.get(FORGOTTEN, "") for one in written):
+        if any(one.after != dataset.metadata.get(FORGOTTEN_LAST, "") for one in written):
             raise StoreError(
                 f"{uri}: somebody was forgotten in this store after {len(keys)} rows had been prepared for it, which "
                 "may be of that person. They were not committed; run the same command again from its beginning."

@@ -86,7 +86,15 @@ def check_name(name: str) -> None:
         )
 
 
-def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[str], created: str = "") -> None:
+def publish(
+    snapshot: Snapshot,
+    *,
+    config: Any,
+    counts: Any,
+    videos: Sequence[str],
+    created: str = "",
+    over: Mapping[str, int] | None = None,
+) -> None:
     """Make a snapshot visible, in one commit, after tagging every table version it names against clean-up.
 
     Where several processes publish one name at once, the last row holds, and the tags are on its versions.
@@ -97,6 +105,7 @@ def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[st
         counts: of what is in it.
         videos: SHA-256 of every video in it.
         created: when it was first published, ISO 8601; empty: now.
+        over: the versions that it names now: where it has been dropped or published again since, nothing is published.
 
     Raises:
         ValueError: the name cannot be a tag and a file name, or a table or version is none.
@@ -118,7 +127,8 @@ def publish(snapshot: Snapshot, *, config: Any, counts: Any, videos: Sequence[st
         "videos": json.dumps(sorted(videos)),
         "created": created or now(),
     }
-    upsert(snapshot.store, "snapshots", from_rows("snapshots", [row]))
+    still = None if over is None else f"target.tables = {quote(json.dumps(dict(over), sort_keys=True))}"
+    upsert(snapshot.store, "snapshots", from_rows("snapshots", [row]), only_over=still)
     tagged = dict(snapshot.tables)
     for _ in range(_ROUNDS):
         held = read_snapshots(current(snapshot.store, "snapshots")).get(snapshot.name, {}).get("tables", tagged)

@@ -91,7 +91,15 @@ def check_keys(name: str, keys: pa.Table) -> None:
         )
 
 
-def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None, keep: str | None = None) -> TableRef:
+def upsert(
+    store: str,
+    name: str,
+    rows: pa.Table,
+    *,
+    replace: str | None = None,
+    keep: str | None = None,
+    only_over: str | None = None,
+) -> TableRef:
     """Write rows by key in one commit: new keys are added, known keys overwritten.
 
     Args:
@@ -101,6 +109,8 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None,
         replace: rows in the table that meet this condition and are not among `rows` are deleted in the same commit.
         keep: rows in the table that meet this condition when the commit comes about are not overwritten; columns are
             written as `target.NAME`.
+        only_over: rows are written only over such as meet this condition when the commit comes about, none is added;
+            columns as for `keep`, which then says nothing.
 
     Returns:
         The version that the commit made.
@@ -117,8 +127,10 @@ def upsert(store: str, name: str, rows: pa.Table, *, replace: str | None = None,
 
     def attempt() -> TableRef:
         dataset = open_for_writing(store, name)
-        give_way = None if keep is None else f"NOT ({keep})"
-        merge = dataset.merge_insert(keys).when_matched_update_all(give_way).when_not_matched_insert_all()
+        give_way = only_over if keep is None else f"NOT ({keep})"
+        merge = dataset.merge_insert(keys).when_matched_update_all(give_way)
+        if only_over is None:
+            merge = merge.when_not_matched_insert_all()
         # Lance would look for a newer version by itself; whether that one may be written to, `open_for_writing` says.
         merge = merge.conflict_retries(0)
         if replace is not None:

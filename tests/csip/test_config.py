@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from csip import config
 from csip.config import EvaluateConfig, ModelConfig, RuntimeConfig, Stage1Config, Stage2Config
+from csip.tables import check_name
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,17 @@ from csip.config import EvaluateConfig, ModelConfig, RuntimeConfig, Stage1Config
 def test_a_number_out_of_range_is_refused_when_it_is_written(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["-foo", "größe", "a" * 101, "a.b", "", "a b", "a\n"])
+def test_a_data_set_name_that_publishing_would_refuse_is_refused_when_it_is_written(name):
+    with pytest.raises(ValueError, match=r"ExtractConfig\.dataset: got .*, expected letters, digits"):
+        config.ExtractConfig(dataset=name)
+
+
+@pytest.mark.parametrize("name", ["_", "7", "a-b_C", "a" * 100])
+def test_a_data_set_name_that_is_accepted_can_be_published(name):
+    check_name(f"{config.ExtractConfig(dataset=name).dataset}-0123abcd")
 
 
 SECTIONS = [kind for _, kind in inspect.getmembers(config, inspect.isclass) if dataclasses.is_dataclass(kind)]

@@ -164,7 +164,7 @@ PEOPLE = {
 
 def do(store, selector):
     plan = look_up(store, selector)
-    forget(store, plan)
+    forget(store, selector, plan)
     return plan
 
 
@@ -418,11 +418,12 @@ def test_broken_off_after_any_write_the_store_opens_and_the_next_run_completes(m
     while True:
         number += step
         store = copy(made, tmp_path / f"store-{number}")
-        plan = look_up(store, select(store))
+        selector = select(store)
+        plan = look_up(store, selector)
         with pytest.MonkeyPatch.context() as patch:
             break_after(patch, number)
             try:
-                forget(store, plan)
+                forget(store, selector, plan)
                 break
             except KilledError:
                 pass
@@ -438,8 +439,8 @@ def test_a_killed_process_is_told_of_and_finished_by_the_next(store):
     before = seen_by(store, ["bench-anna-0001", "bench-anna-0002"], [])
     code = (
         "import os, sys\nfrom csip import tables\nfrom csip.maintenance.forget import Selector, forget, look_up\n"
-        "plan = look_up(sys.argv[1], Selector.of_person('bench', 4))\n"
-        "tables.publish = lambda *a, **k: os.kill(os.getpid(), 9)\nforget(sys.argv[1], plan)\n"
+        "selector = Selector.of_person('bench', 4)\nplan = look_up(sys.argv[1], selector)\n"
+        "tables.publish = lambda *a, **k: os.kill(os.getpid(), 9)\nforget(sys.argv[1], selector, plan)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, store], env=os.environ, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
@@ -451,11 +452,12 @@ def test_a_killed_process_is_told_of_and_finished_by_the_next(store):
 
 
 def test_who_writes_at_the_same_time_is_told_to_stop(store, monkeypatch):
-    plan = look_up(store, Selector.of_person("bench", 4))
+    selector = Selector.of_person("bench", 4)
+    plan = look_up(store, selector)
     with monkeypatch.context() as patch:
         patch.setattr(tables, "compact", lambda *_, **__: False)
         with pytest.raises(StoreError, match="needs the store for itself"):
-            forget(store, plan)
+            forget(store, selector, plan)
     assert len(forgetting.finish(store)) == 1
 
 

@@ -266,12 +266,12 @@ def test_a_lock_ends_with_its_process_however_that_ends(tiny_store):
     try:
         before = tables.current(tiny_store.store, "runs")
         with pytest.raises(StoreBusyError, match=rf"at work on it, process {child.pid}, and"):
-            forget(tiny_store.store, plan)
+            forget(tiny_store.store, selector, plan)
         assert tables.current(tiny_store.store, "runs") == before
     finally:
         child.send_signal(signal.SIGKILL)
         child.communicate()
-    forget(tiny_store.store, plan)
+    forget(tiny_store.store, selector, plan)
     assert look_up(tiny_store.store, selector) is None
 
 
@@ -291,10 +291,19 @@ def test_a_lock_is_no_link_to_somewhere_else(store, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.parametrize("hold", [tables.at_work, lambda store: tables.alone(store, "run 1")])
+def test_a_folder_that_is_no_store_is_said_to_be_none_and_gets_no_lock(tmp_path, hold):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(StoreError, match=f"Store {folder}: found no table 'runs' there"):
+            hold(str(folder)).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_young_file_that_no_version_names_is_a_writers_and_an_old_one_is_not(tiny_store):
     store = tiny_store.store
     known = faults(store)
-    plan = look_up(store, Selector.of_tracklets(["p2-a"]))
+    selector = Selector.of_tracklets(["p2-a"])
+    plan = look_up(store, selector)
     dataset = lance.dataset(tables.table_uri(store, TABLE))
     before = set(Path(dataset.uri, "data").glob("*"))
     merge = dataset.merge_insert(KEYS).when_matched_update_all().when_not_matched_insert_all()
@@ -304,12 +313,12 @@ def test_a_young_file_that_no_version_names_is_a_writers_and_an_old_one_is_not(t
     with pytest.raises(
         StoreBusyError, match=rf"{file.name}: was written \d+ s ago, and no version .* again in 1[12]\d s"
     ):
-        forget(store, plan)
+        forget(store, selector, plan)
     assert tables.current(store, "runs") == runs
     assert file.exists()
     old = time.time() - forgetting.YOUNG_SECONDS - 1
     os.utime(file, (old, old))
-    forget(store, plan)
+    forget(store, selector, plan)
     assert not file.exists()
     with pytest.raises(OSError, match=r"[Cc]ommit conflict"):
         lance.LanceDataset.commit(dataset, operation, read_version=dataset.version)
@@ -319,7 +328,8 @@ def test_a_young_file_that_no_version_names_is_a_writers_and_an_old_one_is_not(t
 def test_files_of_a_store_that_was_copied_just_now_are_no_writers(tiny_store, tmp_path):
     copied = str(shutil.copytree(tiny_store.store, tmp_path / "copied", copy_function=shutil.copyfile))
     assert tables.young_file(copied, 120) is None
-    forget(copied, look_up(copied, Selector.of_tracklets(["p2-a"])))
+    selector = Selector.of_tracklets(["p2-a"])
+    forget(copied, selector, look_up(copied, selector))
 
 
 def test_a_store_stays_closed_after_a_kill_until_the_next_finishes(tiny_store, monkeypatch):
@@ -329,11 +339,12 @@ def test_a_store_stays_closed_after_a_kill_until_the_next_finishes(tiny_store, m
         raise KeyboardInterrupt("killed")
 
     for step in ("delete_rows", "open_table"):
-        plan = look_up(store, Selector.of_tracklets(["p2-a" if step == "delete_rows" else "p2-b"]))
+        selector = Selector.of_tracklets(["p2-a" if step == "delete_rows" else "p2-b"])
+        plan = look_up(store, selector)
         with monkeypatch.context() as patch:
             patch.setattr(tables, step, die)
             with pytest.raises(KeyboardInterrupt, match="killed"):
-                forget(store, plan)
+                forget(store, selector, plan)
         with pytest.raises(StoreBusyError, match=r"run any `csip forget` on this store"):
             tables.upsert(store, TABLE, features([1]))
         with pytest.raises(StoreError, match="was not finished"):
@@ -366,7 +377,8 @@ def test_writers_whom_no_lock_shows_leave_no_table_that_cannot_be_read(tiny_stor
     names = ["p2-a", "p2-b", "p4-a", "p4-b", "p30-a", "p30-b"]
     for name in names:
         time.sleep(0.5)
-        forget(store, look_up(store, Selector.of_tracklets([name])))
+        selector = Selector.of_tracklets([name])
+        forget(store, selector, look_up(store, selector))
         for table in TABLES:
             tables.read(tables.current(store, table))
     told = []

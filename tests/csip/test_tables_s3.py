@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from csip.errors import StoreError
 from csip.evaluation.embed import embed
 from csip.evaluation.score import evaluate
 from csip.ingest.pose import Seen
+from csip.maintenance.collect import collect
 from csip.maintenance.files import unnamed_files
 from csip.maintenance.verify import verify
 from csip.training.features import cache_features
@@ -374,6 +376,18 @@ def test_a_training_in_object_storage_is_that_in_a_folder_and_its_files_lie_wher
     unnamed = {path.name for path, _ in unnamed_files(store, [])}
     assert unnamed == {path.name for path in (own / "checkpoints").iterdir()} > {Path(checkpoint.path).name}
     assert {path.name for path in tmp_path.iterdir()} == {"files", "tiny-store"}, "no folder called s3:"
+
+
+def test_files_of_a_store_in_object_storage_are_told_of_and_cleaned_up(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSIP_FILES", str(tmp_path))
+    left = tables.folder(store, "checkpoints") / "left.part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"xyz")
+    assert left.is_relative_to(tmp_path)
+    told = [(one.where, one.text) for one in verify(store)]
+    assert told == [("checkpoints/left.part", "a file that was not written to its end, 3 bytes.")]
+    assert collect(store, dry_run=False, older_than=timedelta(0)).files == {"checkpoints/left.part": 3}
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("command", [["train-csip", "video", "--snapshot", "x"], ["import-checkpoint", "c.pth"]])

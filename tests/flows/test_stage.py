@@ -28,7 +28,7 @@ from csip.errors import (
 from csip.maintenance.moving import move
 from csip.maintenance.snapshots import published
 from csip.training.pretrain import initialise, pretrain_visual
-from csip.types import EmbeddingsRef, FileRef, Output, TableRef
+from csip.types import EmbeddingsRef, ExtractDigests, FileRef, Output, SourceVideo, TableRef, VideoList
 from flows.progress import LISTENER
 from flows.stage import part_of_many, stage
 
@@ -337,6 +337,30 @@ def test_a_stage_that_begins_while_somebody_is_forgotten_is_refused_and_tried_ag
     with tables.alone(store, "run 1"), pytest.raises(StoreBusyError, match="somebody is being forgotten in it"):
         stage(toys.write_table, work=None, cached=False)(store, SplitConfig())
     assert runs(store, "write_table") == []
+
+
+def test_a_stage_that_was_given_a_video_writes_down_no_place_of_one_that_was_forgotten_since(toys, store):
+    tables.prepare_store(store)
+    row = {
+        "video_sha": "1" * 64,
+        "path": "",
+        "bytes": 0,
+        "codec": "",
+        "width": 0,
+        "height": 0,
+        "fps": 0.0,
+        "reason": "",
+    }
+    row |= {"expected_frames": 0, "num_frames": 0, "duration": 0.0, "status": "forgotten"}
+    tables.upsert(store, "videos", tables.from_rows("videos", [row]))
+    gone = SourceVideo("1" * 64, "/films/wedding.mp4", "church", 1.0)
+    kept = SourceVideo("2" * 64, "/films/street.mp4", "gate", 1.0)
+    videos = VideoList((gone, kept), ((gone,),), ExtractDigests("d", "t", {}, ""))
+    stage(toys.count_videos, work=None, cached=False)(store, videos)
+    (run,) = runs(store, "count_videos")
+    blank = {"video_sha": "1" * 64, "path": "", "camera": "", "duration": 1.0}
+    assert run.inputs["videos"]["videos"] == [blank, dataclasses.asdict(kept)]
+    assert run.inputs["videos"]["batches"] == [[blank]]
 
 
 def is_alive(pid):

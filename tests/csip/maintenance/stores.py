@@ -120,9 +120,10 @@ def extract(store, sha, track, detect=DETECT, *, people=2, segments=1, whole=Tru
     runs, where = [], {"video": {"video_sha": sha, "path": video["path"], "camera": "door", "duration": 1.0}}
     for i in range(segments):
         stage = "track_video" if whole and i == segments - 1 else "track_segment"
-        counts = {"detections": 2 * 3, "frames": 2}
+        counts = {"detections": 2 * 3, "frames": 2, "end_frame": 2 * (i + 1)}
         runs.append(run_record(f"d{sha[:6]}{detect[:4]}{i}", "detect_video", made, where, counts=counts))
-        counts = {"detections": 2 * 3 * segments, "tracklets": people, "crops": len(key)}
+        far = 2 * (i + 1)  # frames
+        counts = {"detections": 3 * far, "tracklets": people, "crops": people * far, "frames": far}
         run_id = f"t{sha[:6]}{track[:4]}{i}"
         runs.append(run_record(run_id, stage, made | {"track_digest": track}, where, counts=counts))
     tables.record_runs(store, [dataclasses.replace(run, started=started) for run in runs])

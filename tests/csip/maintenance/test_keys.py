@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from csip.config import DetectConfig
 from csip.errors import StoreError
 from csip.maintenance.keys import Numbers, pack
 
@@ -21,3 +22,15 @@ def test_keys_become_numbers_that_sort_and_repeat_as_the_keys_do():
         pack(numbers, large, ["tracklet_id"], ["frame_index"])
     pair = pa.RecordBatch.from_pydict({"x": ["a", "a", "b"], "y": ["b", "c", "b"]})
     assert Numbers().of([pair.column("x"), pair.column("y")]).tolist() == [0, 1, 2]
+
+
+def test_a_frame_has_room_for_as_many_people_as_settings_may_ask_for():
+    key = {"video_sha": ["v"], "detect_digest": ["d"], "frame_index": [0]}
+
+    def numbered(n):
+        batch = pa.RecordBatch.from_pydict(key | {"n": [n]})
+        return pack(Numbers(), batch, ["video_sha", "detect_digest"], ["frame_index", "n"]).tolist()
+
+    assert numbered(DetectConfig(max_people=1024).max_people - 1) == [1023]
+    with pytest.raises(ValueError, match=r"DetectConfig\.max_people: got 1025, expected 1 to 1024"):
+        DetectConfig(max_people=1025)

@@ -9,9 +9,11 @@ import pytest
 from csip import tables
 from csip.maintenance import collect as collecting
 from csip.maintenance.collect import collect
+from csip.maintenance.moving import move
 from csip.maintenance.verify import verify
 from csip.plain import digest
 from tests.csip.maintenance.stores import (
+    FIRST,
     LONG_AGO,
     MOMENT,
     NEW,
@@ -22,11 +24,13 @@ from tests.csip.maintenance.stores import (
     extract,
     film,
     names,
+    put,
     rows_of,
     run_record,
     settle,
     show,
     texts,
+    there,
     trained,
 )
 
@@ -65,7 +69,7 @@ def test_a_snapshot_that_is_in_use_does_not_move(store, use):
     aged = row | {"created": LONG_AGO}
     tables.upsert(store, "snapshots", tables.from_rows("snapshots", [aged]))
     since = datetime.now(UTC) + timedelta(days=1)
-    newest = collecting.Newest({(SECOND, NEW)}, set())
+    newest = collecting.Remaining({(SECOND, NEW)}, set())
     find = lambda at: collecting.find_moves(  # noqa: E731
         store, {"new": collecting.published(store)["new"]}, tables.find_runs(store, "true"), newest, at
     )
@@ -121,3 +125,52 @@ def test_a_snapshot_that_cannot_be_read_keeps_no_gc_from_what_it_can_do(store, h
     assert any(
         "2 snapshots pin" in text and "cannot be read, see `csip verify`: old, new." in text for text in told.left
     )
+
+
+@pytest.mark.parametrize("held", [None, b""], ids=["gone", "empty"])
+def test_protocols_that_cannot_be_read_keep_what_they_may_name_and_no_gc_from_the_rest(store, held):
+    part = {"protocol": "self-labelled", "split": "0", "tracklet_id": names(FIRST, OLD)[0], "first_frame": 0}
+    part |= {"last_frame": 1, "role": "train", "group": "", "pid": 0, "camid": 0, "camera": "door"}
+    put(store, "splits", [part | {"dataset": "parted"}])
+    show(store, "parted", [FIRST], OLD)
+    files = tables.extent(tables.current(store, "splits")).files
+    put(store, "splits", [part | {"dataset": "parted", "camid": 1}])  # into a file of their own
+    extract(store, film(3), OLD)
+    for name in files:
+        path = Path(tables.table_uri(store, "splits"), "data", name)
+        path.unlink()
+        if held is not None:
+            path.write_bytes(held)
+    told = collect(store, dry_run=False, older_than=NOW)
+    assert told.extractions == 1
+    assert any("those of 1 snapshots cannot be read, see `csip verify`" in text for text in told.left), told.left
+    assert (FIRST, OLD) in there(store)
+    assert (film(3), OLD) not in there(store)
+
+
+@pytest.mark.parametrize("moment", ["before", "while its runs follow"])
+def test_a_snapshot_that_was_dropped_meanwhile_does_not_come_back(store, monkeypatch, moment):
+    trained(store, "new")
+    row = collecting.published(store)["new"]
+    extract(store, film(3), NEW)
+    drop = lambda: collect(store, dry_run=False, drop=["new"], force=True)  # noqa: E731
+    if moment == "before":
+        drop()
+    else:
+        real = tables.record_runs
+        monkeypatch.setattr(tables, "record_runs", lambda *a: (real(*a), monkeypatch.undo(), drop()))
+    assert not move(store, row)
+    assert list(collecting.published(store)) == ["old"]
+    collect(store, dry_run=False)
+    assert texts(verify(store)) == []
+
+
+def test_a_gc_tells_which_snapshots_others_dropped_before_it_could_move_them(store, monkeypatch):
+    real = collecting.move
+    monkeypatch.setattr(
+        collecting, "move", lambda s, row: (tables.delete(s, "snapshots", "name = 'new'"), real(s, row))[1]
+    )
+    told = collect(store, dry_run=False, drop=["old"], older_than=NOW)
+    assert told.moved == ()
+    assert "1 snapshots were dropped or published again meanwhile: new." in told.left
+    assert list(collecting.published(store)) == []

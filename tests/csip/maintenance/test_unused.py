@@ -10,6 +10,8 @@ import pytest
 from csip import tables
 from csip.lineage import History, flatten
 from csip.maintenance import collect as collecting
+from csip.maintenance import forget as forgetting
+from csip.maintenance import rows as searching
 from csip.maintenance import unused
 from csip.maintenance.collect import collect
 from csip.maintenance.verify import verify
@@ -211,6 +213,37 @@ def test_an_unfinished_extraction_keeps_crops_and_claims_or_loses_both(store):
     assert done(store, "track_segment") == set()
     assert rows_of(store, "crops", crops) == rows_of(store, "skeletons", crops) == []
     assert done(store) == there(store) == {(FIRST, OLD), (SECOND, OLD), (SECOND, NEW)}
+
+
+def test_a_forgotten_video_is_no_work_that_a_build_does_again(store, monkeypatch):
+    monkeypatch.setattr(forgetting, "YOUNG_SECONDS", 0)
+    selector = forgetting.Selector.of_video(store, FIRST)
+    forgetting.forget(store, selector, forgetting.look_up(store, selector))
+    claims = done(store)
+    told = collect(store, dry_run=False, older_than=NOW, detections=True)
+    assert told.extractions == 0
+    assert "runs" not in {name for name, work in told.tables.items() if work.rows}
+    assert done(store) == claims
+    # What a build has left of it all the same goes, and comes back to nobody.
+    extract(store, FIRST, settings(3))
+    change(store, "videos", f"video_sha = '{FIRST}'", status="forgotten")
+    told = collect(store, dry_run=False, older_than=NOW)
+    assert (told.extractions, told.tables["tracklets"].rows) == (0, 2)
+    assert {video for video, _ in there(store)} == {SECOND}
+
+
+def test_what_one_gc_cannot_name_is_told_and_left_for_the_next(store, monkeypatch):
+    more = "{}: rows of {} more extractions that nothing needs are left for the next gc."
+    with monkeypatch.context() as patch:
+        patch.setattr(searching, "_AT_ONCE", 1)
+        told = collect(store, dry_run=False, older_than=NOW, drop=["old", "new"])
+        assert (told.extractions, more.format("tracklets", 2) in told.left) == (1, True)
+    assert collect(store, dry_run=False, older_than=NOW).extractions == 2
+    monkeypatch.setattr(searching, "_AT_ONCE", 1)
+    told = collect(store, dry_run=False, older_than=NOW, detections=True)
+    assert (told.tables["detections"].rows, more.format("detections", 1) in told.left) == (6, True)
+    told = collect(store, dry_run=False, older_than=NOW, detections=True)
+    assert (told.tables["detections"].rows, rows_of(store, "detections")) == (6, [])
 
 
 def test_raw_detections_are_given_back_when_that_is_asked_and_nothing_stands_on_them(store):

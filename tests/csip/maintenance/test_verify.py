@@ -208,6 +208,10 @@ FAULTS = {
         lambda s: tables.delete(s, "videos", f"video_sha = '{1:064d}'"),
         ["videos: 1 videos that tracklets name are not there: 000000000000."],
     ),
+    "a video was forgotten": (
+        lambda s: change(s, "videos", f"video_sha = '{1:064d}'", status="forgotten"),
+        ["videos: 1 videos were forgotten, and were built from again; run `csip forget --video` on each once more: 0"],
+    ),
     "the snapshot's video is gone": (
         lambda s: tables.delete(s, "videos", f"video_sha = '{0:064d}'"),
         ["videos: 1 videos of the snapshot are not there: 000000000000."],
