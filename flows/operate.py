@@ -42,7 +42,7 @@ def serve_flows(plan: Plan, *, plugin: bool, port: int, at_once: int) -> None:
         rows = [("UI", f"http://{HOST}:{port}"), ("elsewhere", f"export PREFECT_API_URL={url}")]
         terminal.OUT.print(terminal.facts("Serving; Ctrl-C ends it", [*rows, ("flow runs at once", at_once)]))
 
-    serve(port, plan.pool, at_once, ready)
+    serve(port, plan.pool, at_once, plan.experiment.runtime.stop_seconds, ready)
 
 
 def join_trainings(runtime: RuntimeConfig, node: int) -> NoReturn:

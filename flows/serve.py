@@ -38,13 +38,14 @@ class StoppedError(Exception):
     """We were told to stop."""
 
 
-def serve(port: int, pool: str, at_once: int, ready: Callable[[str], None]) -> None:
+def serve(port: int, pool: str, at_once: int, stop_seconds: float, ready: Callable[[str], None]) -> None:
     """Run a server and a worker until SIGINT or SIGTERM, or until one of them ends; then end both.
 
     Args:
         port: of the server, on this machine alone.
         pool: the work pool that the worker pulls from; `ready` makes it.
         at_once: flow runs at the same time: one for each device.
+        stop_seconds: how long a run may take to save what it has.
         ready: is called with the API's address once the server answers, before the worker starts.
 
     Raises:
@@ -57,11 +58,11 @@ def serve(port: int, pool: str, at_once: int, ready: Callable[[str], None]) -> N
     try:
         with ExitStack() as stack:
             server = start("prefect", ["server", "start", "--host", HOST, "--port", str(port)], settings)
-            stack.callback(_end, server)
+            stack.callback(_end, server, _END_SECONDS)
             _wait(server, f"{url}/health")
             ready(url)
             worker = start("flows", ["worker", "--pool", pool, "--limit", str(at_once)], settings)
-            stack.callback(_end, worker)
+            stack.callback(_end, worker, _END_SECONDS + stop_seconds)
             while True:
                 for name, process in (("server", server), ("worker", worker)):
                     if process.poll() is not None:
@@ -123,12 +124,12 @@ def _wait(server: subprocess.Popen[bytes], address: str) -> None:
     raise ServeError(f"Prefect's server did not answer at {address} within {_START_SECONDS:g} s. Is the machine busy?")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Tell a process to end, and after a while the whole of its group."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_END_SECONDS)
+            process.wait(seconds)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -19,7 +19,7 @@ from types import FrameType
 from csip.errors import CsipError
 from flows.environment import of_programs
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class WorkerError(CsipError):
@@ -80,10 +80,32 @@ def work(pool: str, at_once: int, *, healthcheck: bool) -> None:
 
 
 def start(module: str, words: list[str], settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a module as a program, in a session of its own: Ctrl-C in the terminal comes to us, and we pass it on."""
+    """Start a module as a program, in a session of its own: Ctrl-C in the terminal comes to us, and we pass it on.
+
+    Where we are killed and can pass nothing on, the kernel tells it to end; on Linux alone. Call it in the main thread:
+    the kernel goes by the end of the thread.
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", module, *words], env=settings, start_new_session=True, stdout=sys.stderr
+        [sys.executable, "-m", module, *words],
+        env=settings,
+        start_new_session=True,
+        stdout=sys.stderr,
+        preexec_fn=_ending_with(os.getpid()),
     )
+
+
+def _ending_with(parent: int) -> Callable[[], None] | None:
+    """Make what a new process does before it is another program: it asks for SIGTERM when its parent is gone."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)  # found before there are two processes
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask
 
 
 def _adopt_orphans() -> None:

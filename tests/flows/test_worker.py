@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import flows
 
 ROOT = Path(flows.__file__).resolve().parent.parent
@@ -34,6 +36,13 @@ def start(folder, script):
     )
 
 
+def wait_for(path):
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_worker_that_ends_by_itself_is_an_error_once_all_that_it_left_has_ended(tmp_path):
     process = start(tmp_path, '(sleep 3; echo saved > mark) & echo "$@" > words; env > environment; exit 7')
     assert "ended by itself (code 7). Its runs go on and are waited for" in process.stderr.readline()
@@ -51,20 +60,28 @@ def test_a_worker_that_ends_by_itself_is_an_error_once_all_that_it_left_has_ende
 
 def test_a_worker_that_is_told_to_end_is_no_error_and_what_it_left_is_waited_for(tmp_path):
     process = start(tmp_path, "(sleep 1; echo saved > mark) & touch ready; exec sleep 600")
-    end = time.monotonic() + 60
-    while not (tmp_path / "ready").exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(tmp_path / "ready")
     process.terminate()
     _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (0, "")
     assert (tmp_path / "mark").read_text() == "saved\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for it")
+def test_prefects_worker_is_told_to_end_where_ours_is_killed(tmp_path):
+    script = "trap 'echo told > mark; exit' TERM; touch ready; while :; do sleep 0.1; done"
+    process = start(tmp_path, script)
+    wait_for(tmp_path / "ready")
+    process.kill()
+    process.wait(60)
+    wait_for(tmp_path / "mark")
+
+
 def test_what_a_worker_left_that_ended_by_itself_is_told_to_end_too(tmp_path):
-    left = "trap 'echo saved > mark; exit' TERM; while :; do sleep 0.1; done"
+    left = "trap 'echo saved > mark; exit' TERM; touch ready; while :; do sleep 0.1; done"
     process = start(tmp_path, f"({left}) & exit 7")
     assert "Its runs go on" in process.stderr.readline()
+    wait_for(tmp_path / "ready")
     process.terminate()
     _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (0, "")
