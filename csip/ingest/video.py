@@ -1,4 +1,4 @@
-"""The door to decord: a video file to `Frames`, with PyAV as referee and fallback.
+"""The door to decord: a video file to its pictures, with PyAV as referee and fallback.
 
 decord decodes, but only what the container's own account (`csip.ingest.scan`) says of the frames is believed, and no
 picture before PyAV has decoded the same frame without a complaint: decord shows what it could not decode, and lets
@@ -28,7 +28,6 @@ from csip.ingest.container import Alive, FileLook, Image, check_file, nothing, s
 from csip.ingest.content import digest_file
 from csip.ingest.fallback import pyav_images
 from csip.ingest.scan import Scan, scan_video
-from csip.types import Frames
 
 # isort: split
 # Last, as decord brings a zlib and codecs of its own: loaded after it, OpenCV can no longer decode any PNG, and PyAV
@@ -107,43 +106,6 @@ def probe(path: Path, alive: Alive = nothing, scan_file: Callable[[Path, Alive],
         duration=scan.duration,
         look=look,
     )
-
-
-def read_frames(path: Path, *, batch: int, threads: int) -> Iterator[Frames]:
-    """Decode a video from its first frame to its last.
-
-    Args:
-        path: the video file.
-        batch: frames a `Frames`; the last one may hold fewer.
-        threads: decoding threads.
-
-    Yields:
-        Consecutive frames. Every frame that decodes comes before an error is raised.
-
-    Raises:
-        ValueError: batch or threads is less than 1.
-        VideoError: the file cannot be opened, or fewer frames decoded than the container announces.
-    """
-    if batch < 1 or threads < 1:
-        raise ValueError(f"read_frames: got batch {batch} and threads {threads}, expected 1 or more of each.")
-    held: list[tuple[int, float, Image]] = []
-    try:
-        for item in read_images(path, scan_video(path), threads):
-            held.append(item)
-            if len(held) == batch:
-                yield _stack(held)
-                held.clear()
-    except VideoError:
-        if held:
-            yield _stack(held)
-        raise
-    if held:
-        yield _stack(held)
-
-
-def _stack(items: list[tuple[int, float, Image]]) -> Frames:
-    index, time, pixels = zip(*items, strict=True)
-    return Frames(np.stack(pixels), np.array(index, dtype=np.int64), np.array(time, dtype=np.float64))
 
 
 def read_images(

@@ -30,9 +30,9 @@ from csip.config import ClipConfig
 from csip.data import sampling, transforms
 from csip.data.clips import ClipDataset, ClipRequest
 from csip.data.loader import READ_AHEAD
-from csip.ingest.video import read_frames
 from csip.joints import COCO17
 from csip.types import ClipBatch, Snapshot, TrackletPart
+from tests.makers.read_video import read_frames
 
 TRACKLETS, FRAMES = 100, 60
 CLIPS, T = 16, 8  # a batch

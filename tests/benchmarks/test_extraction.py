@@ -22,9 +22,10 @@ from csip.config import DetectConfig, ExtractConfig, RuntimeConfig
 from csip.ingest.extract import extract_videos
 from csip.ingest.pose_openvino import import_openvino
 from csip.ingest.records import extract_digests
-from csip.ingest.video import probe, read_frames
+from csip.ingest.video import probe
 from csip.ingest.yolo import import_quietly
 from csip.types import Output, SourceVideo
+from tests.makers.read_video import read_frames
 
 ASSETS = Path(csip.__file__).parent / "assets"
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ import pytest
 
 import csip
 from csip import tables
-from csip.ingest.video import read_frames
+from tests.makers.read_video import read_frames
 
 ASSETS = Path(csip.__file__).parent / "assets"
 REGION, SIDE, FRAMES = 256, 64, 10

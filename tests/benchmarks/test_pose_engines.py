@@ -20,9 +20,9 @@ from csip.config import DetectConfig
 from csip.ingest.pose import PoseModel
 from csip.ingest.pose_openvino import import_openvino
 from csip.ingest.pose_pixels import Letterbox
-from csip.ingest.video import read_frames
 from csip.ingest.yolo import import_quietly
 from csip.types import Frames
+from tests.makers.read_video import read_frames
 
 ASSETS = Path(csip.__file__).parent / "assets"
 WEIGHTS = ASSETS / "yolo11n-pose.pt"

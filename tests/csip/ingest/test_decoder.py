@@ -20,7 +20,8 @@ from csip.errors import DecoderLostError, StageError, VideoError
 from csip.ingest import decoder as decoder_module
 from csip.ingest import decoder_process as module
 from csip.ingest.decoder import Decoder
-from csip.ingest.video import probe, read_frames
+from csip.ingest.video import probe
+from tests.makers.read_video import read_frames
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
 RUNTIME = RuntimeConfig()
@@ -82,6 +83,11 @@ def test_the_child_gives_what_reading_in_this_process_gives(decoder):
         np.testing.assert_array_equal(given.pixels, expected.pixels)
         np.testing.assert_array_equal(given.frame_index, expected.frame_index)
         np.testing.assert_array_equal(given.time, expected.time)
+
+
+def test_batches_are_full_but_for_the_last(decoder, short):
+    shapes = [frames.pixels.shape for frames in decoder.frames(probe(short), batch=8)]
+    assert shapes == [(8, 48, 64, 3)] * 3 + [(6, 48, 64, 3)]
 
 
 def test_frames_keep_their_pixels_when_the_ring_goes_round(decoder, short):

@@ -7,9 +7,9 @@ import pytest
 
 import csip
 from csip.ingest.pose import PoseModel
-from csip.ingest.video import read_frames
 from csip.ingest.yolo import import_quietly
 from csip.types import Frames
+from tests.makers.read_video import read_frames
 
 ASSETS = Path(csip.__file__).parent / "assets"
 WEIGHTS = ASSETS / "yolo11n-pose.pt"

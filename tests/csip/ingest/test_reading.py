@@ -20,8 +20,8 @@ class Decoding:
     def __init__(self, frames, error=None):
         self.index, self.error, self.asked = frames, error, []
 
-    def frames(self, path, *, batch, start, stride):
-        self.asked.append((str(path), start, stride))
+    def frames(self, video, *, batch, start, stride):
+        self.asked.append((str(video.path), start, stride))
         index = [i for i in self.index if i >= start and i % stride == 0]
         for at in range(0, len(index), batch):
             some = np.array(index[at : at + batch], np.int64)

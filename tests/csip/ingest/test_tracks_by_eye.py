@@ -23,20 +23,22 @@ DETECTIONS, BY_EYE = GOLDEN / "pedestrians_detections.npz", GOLDEN / "pedestrian
 
 def make_detections(video, target):
     """Run the pose model over a video and keep what it sees, to a tenth of a pixel."""
-    from csip.config import DetectConfig
+    from csip.config import DetectConfig, RuntimeConfig
+    from csip.ingest.decoder import Decoder
     from csip.ingest.pose import PoseModel
-    from csip.ingest.video import read_frames
+    from csip.ingest.video import probe
     from csip.ingest.yolo import resolve_weights
 
     detect = DetectConfig()
     limits = {name: getattr(detect, name) for name in ("image_size", "confidence", "iou", "max_people", "precision")}
     model, people = None, []
-    for frames in read_frames(Path(video), batch=8, threads=1):
-        if model is None:
-            size = frames.pixels.shape[1:3]
-            weights = resolve_weights(detect.weights)
-            model = PoseModel(weights, frame_size=size, device="cpu", engine="openvino", **limits)
-        people += model(frames)
+    with Decoder(RuntimeConfig()) as decoder:
+        for frames in decoder.frames(probe(Path(video)), batch=8):
+            if model is None:
+                size = frames.pixels.shape[1:3]
+                weights = resolve_weights(detect.weights)
+                model = PoseModel(weights, frame_size=size, device="cpu", engine="openvino", **limits)
+            people += model(frames)
     keypoints = np.concatenate([p.keypoints for p in people])
     np.savez_compressed(
         target,

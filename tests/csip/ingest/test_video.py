@@ -21,7 +21,8 @@ import csip
 from csip.errors import DecoderLostError, VideoError
 from csip.ingest import container, scan, video
 from csip.ingest.scan import LastScan, scan_video
-from csip.ingest.video import probe, read_frames
+from csip.ingest.video import probe
+from tests.makers.read_video import read_frames
 
 SHIPPED = Path(csip.__file__).parent / "assets" / "pedestrians.mp4"
 BITS = 8
@@ -201,15 +202,6 @@ def test_both_decoders_turn_a_rotated_video_upright(tmp_path, caplog, turn, tick
     assert stamps == list(range(-ticks_start, 30))
     assert bool(caplog.records) == (ticks_start < 0), "the edit list sends the video to PyAV, else decord reads it"
     assert (probe(path).width, probe(path).height) == (128, 96)
-
-
-def test_batches_are_full_but_for_the_last(tmp_path):
-    path = write_video(tmp_path / "a.mp4", count=10)
-    assert [frames.pixels.shape for frames in read_frames(path, batch=4, threads=1)] == [
-        (4, 96, 128, 3),
-        (4, 96, 128, 3),
-        (2, 96, 128, 3),
-    ]
 
 
 @pytest.mark.parametrize("width", [2, 4, 8, 16, 24, 48, 72])
@@ -464,12 +456,6 @@ def test_what_is_no_video_is_said_in_plain_words(tmp_path):
             probe(tmp_path / name)
         with pytest.raises(VideoError, match=message):
             list(read_frames(tmp_path / name, batch=8, threads=1))
-
-
-@pytest.mark.parametrize(("batch", "threads"), [(0, 1), (1, 0)])
-def test_batches_and_threads_are_one_or_more(batch, threads):
-    with pytest.raises(ValueError, match=r"expected 1 or more of each"):
-        next(read_frames(SHIPPED, batch=batch, threads=threads))
 
 
 def test_a_title_that_is_not_utf_8_does_no_harm(tmp_path):

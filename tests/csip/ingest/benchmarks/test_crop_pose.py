@@ -19,9 +19,9 @@ from csip.ingest.benchmarks.crop_pose import PoseSkeletons, own_person
 from csip.ingest.benchmarks.crops import CropFile
 from csip.ingest.pose import PoseModel
 from csip.ingest.track_pass import encode_crop
-from csip.ingest.video import read_frames
 from csip.ingest.yolo import resolve_weights
 from csip.types import Frames, People
+from tests.makers.read_video import read_frames
 
 CONFIG = ExtractConfig()
 RUNTIME = RuntimeConfig(device="cpu", pose_engine="pytorch")

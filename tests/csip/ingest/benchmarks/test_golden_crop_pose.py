@@ -14,8 +14,9 @@ import pytest
 from csip.config import ExtractConfig, RuntimeConfig
 from csip.ingest.benchmarks.crop_pose import CROP_POSE_VERSION, PoseSkeletons
 from csip.ingest.benchmarks.crops import CropFile
+from csip.ingest.decoder import Decoder
 from csip.ingest.track_pass import encode_crop
-from csip.ingest.video import read_frames
+from csip.ingest.video import probe
 
 FOLDER = Path(__file__).resolve().parents[3] / "golden"
 GOLDEN = FOLDER / "crop_pose.json"
@@ -27,7 +28,8 @@ PIXELS, SHARE = 0.5, 0.05
 def skeletons(video):
     """Give the rounded skeletons of every eighth of the golden detections, cut out of their frames."""
     boxes = json.loads((FOLDER / "extract_rows.json").read_text(encoding="utf-8"))["sure"][::8]
-    frames = np.concatenate([some.pixels for some in read_frames(video, batch=64, threads=2)])
+    with Decoder(RuntimeConfig()) as decoder:
+        frames = np.concatenate([some.pixels for some in decoder.frames(probe(video), batch=64)])
     images = [encode_crop(frames[row["frame_index"]], np.array(row["box"], np.float32), 95) for row in boxes]
     source = PoseSkeletons(ExtractConfig(), RuntimeConfig(device="cpu", pose_engine="pytorch"))
     found = source([CropFile(Path(f"{i}.jpg"), i) for i in range(len(images))], images)
