@@ -3,7 +3,7 @@
 A run sends a heartbeat every 30 seconds. One that sends none for 95 becomes *Lost*, a crashed state; so does one that a
 worker took ten minutes ago and that has not begun. If it is heard again, since the network or the server was away and
 not the run, it is running again. If it is not for two minutes, and a deployment of ours made it, it is handed to a
-worker once more, where it goes on from what is committed.
+worker once more, where it goes on from what is committed. One that was to be cancelled is cancelled.
 
 Where a run that lives is not heard for so long that it is handed out, two processes do one run. That costs time and
 nothing else: on one machine the second waits for the device (`flows.devices`) and finds the work done, and on two
@@ -34,9 +34,11 @@ LOST = "csip: runs whose worker is gone are crashed"
 FOUND = "csip: lost runs that are heard again go on"
 AGAIN = "csip: lost runs are run again"
 UNBEGUN = "csip: runs that their worker has not begun are crashed"
-RULES = (LOST, FOUND, AGAIN, UNBEGUN)
+ENDED = "csip: runs whose worker is gone and that are to be cancelled are cancelled"
+RULES = (LOST, FOUND, AGAIN, UNBEGUN, ENDED)
 SILENCE_SECONDS = 95
 _BEGIN_SECONDS = 600
+_END_SECONDS = 300
 # Four heartbeats. Prefect looks within some seconds of the end.
 _PATIENCE_SECONDS = 120
 _HANDED_OUT = "Lost, and not heard since: a worker goes on with it."
@@ -45,6 +47,7 @@ MOST_RETURNS = 3
 """How often a run is handed out again."""
 
 _HEARTBEAT, _IS_LOST, _ANYTHING = "prefect.flow-run.heartbeat", "prefect.flow-run.Lost", "prefect.flow-run.*"
+_IS_TO_END = "prefect.flow-run.Cancelling"
 # A run begins with a heartbeat. One that was found may have ended in the same second, and would be running for ever.
 _HEARD = {_HEARTBEAT, "prefect.flow-run.Running"}
 # A run that waits for a worker, or for its turn, is *Scheduled*, *Late* or *AwaitingConcurrencySlot*.
@@ -70,6 +73,11 @@ def watch_over_runs() -> list[Automation]:
         f"A worker took it and has not begun it for {_BEGIN_SECONDS} s: the worker or its machine is gone, or cannot "
         f"be heard. It goes on when it is heard. {_ELSE}",
     )
+    ended = _become(
+        StateType.CANCELLED,
+        None,
+        f"Its worker has not ended it for {_END_SECONDS} s, and it is not heard: they, or their machine, are gone.",
+    )
     found = _become(StateType.RUNNING, None, "It was away; it is heard again.")
     again = _become(StateType.SCHEDULED, "AwaitingRetry", _HANDED_OUT)
     # The same seconds: a heartbeat within them is the run's own, and it is not handed out; a later one may be that of
@@ -80,6 +88,7 @@ def watch_over_runs() -> list[Automation]:
         _rule(FOUND, found, _trigger(Posture.Reactive, {_IS_LOST}, _HEARTBEAT, wait)),
         _rule(AGAIN, again, _trigger(Posture.Proactive, {_IS_LOST}, _ANYTHING, wait, _DEPLOYED)),
         _rule(UNBEGUN, unbegun, _trigger(Posture.Proactive, _TAKEN, _ANYTHING, _BEGIN_SECONDS, _IN_PROCESSES)),
+        _rule(ENDED, ended, _trigger(Posture.Proactive, {_IS_TO_END}, _ANYTHING, _END_SECONDS)),
     ]
 
 

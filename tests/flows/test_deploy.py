@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 import flows
 from csip.errors import StoreError
 from csip.plain import to_plain
+from flows import serve as serving_module
 from flows.build_skeletons import build_skeletons
 from flows.deploy import CHAINED, Deployed, Plan, deploy
 from flows.evaluate_csip import evaluate_csip
@@ -78,9 +79,9 @@ def test_deploying_again_changes_what_is_there_and_makes_nothing_twice(deployed)
     with get_client(sync_client=True) as client:
         assert client.read_work_pool("pool-a").type == "process"
         names = (*RULES, CHAINED)
-        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1, 1]
+        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1, 1, 1]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", False))
-        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1, 0]
+        assert [len(client.read_automations_by_name(name)) for name in names] == [1, 1, 1, 1, 1, 0]
         deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
 
 
@@ -93,7 +94,7 @@ def test_deploying_again_leaves_rules_alone_that_wait_for_something(deployed, se
     before = triggers()
     deploy(Plan(RECIPES["demo"](), ("/videos",), deployed[0], "gate", "pool-a", True))
     assert triggers() == before
-    assert len(before) == 5
+    assert len(before) == 6
     # One that somebody has changed is put right.
     with get_client(sync_client=True) as client:
         (lost,) = client.read_automations_by_name(LOST)
@@ -464,6 +465,26 @@ def test_who_serves_knows_the_servers_password_and_so_do_its_runs(serving, stree
     assert "'Completed'" in served.prefect(*words, PREFECT_API_AUTH_STRING="csip:secret")
     with pytest.raises(urllib.error.HTTPError, match="401"):
         flow_runs(served.url, tmp_path / "store")
+
+
+def test_a_worker_has_as_long_to_end_as_a_run_may_take_to_save(tmp_path, monkeypatch):
+    def start(module, words, settings):
+        script = f"trap 'sleep 2; touch {module}-saved; exit' TERM; touch {module}; while :; do sleep 0.1; done"
+        return subprocess.Popen(["sh", "-c", script], cwd=tmp_path, start_new_session=True)
+
+    def stop():
+        while not (tmp_path / "flows").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(serving_module, "start", start)
+    monkeypatch.setattr(serving_module, "_wait", lambda *_: None)
+    monkeypatch.setattr(serving_module, "_END_SECONDS", 0.2)
+    threading.Thread(target=stop, daemon=True).start()
+    serving_module.serve(free_port(), "boxes", 1, 60.0, lambda url: None)
+    # The server has nothing to save, and is killed where it does not end.
+    assert {path.name for path in tmp_path.iterdir()} >= {"flows-saved"}
+    assert not (tmp_path / "prefect-saved").exists()
 
 
 @pytest.mark.slow
