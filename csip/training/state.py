@@ -31,6 +31,7 @@ from csip.types import CheckpointRef, Output, Progress, Snapshot
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "csip-training-1"
+_SECONDS_TO_SHOW = 90.0
 _SECONDS_TO_WRITE = 3600  # more than any state takes
 
 
@@ -110,7 +111,7 @@ class Training:
         Raises:
             CheckpointError: the state cannot be read, or was written by a training on other inputs.
         """
-        if self.path.is_file() and self._load():
+        if self._is_there() and self._load():
             at = self.at
             _LOG.info("%s goes on after epoch %d, batch %d.", self.stage, at.epoch - 1, at.batch)
         if ranks.rank() == 0:
@@ -118,6 +119,25 @@ class Training:
         self._clips_before, self._begun = self.at.clips, time.monotonic()
         for epoch, values in enumerate(self.at.history, start=1):
             yield Progress(self.stage, epoch, self.epochs, "epochs", values)
+
+    def _is_there(self) -> bool:
+        """Tell whether there is a state: all processes go by what the first one sees.
+
+        Raises:
+            CheckpointError: it sees one that this process does not.
+        """
+        if not int(ranks.from_first(torch.tensor(int(self.path.is_file())))):
+            return False
+        begun = time.monotonic()
+        while not self.path.is_file():
+            # Another machine's files show late on a network disk.
+            if time.monotonic() - begun > _SECONDS_TO_SHOW:
+                raise CheckpointError(
+                    f"{self.path}: found no such file in process {ranks.rank()}, expected the state that the first "
+                    "process sees. All machines of a training must see its store under the same path."
+                )
+            time.sleep(0.2)
+        return True
 
     def _sweep(self) -> None:
         """Remove what killed writers left half done, and nothing that another process may be writing now."""

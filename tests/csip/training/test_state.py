@@ -284,6 +284,14 @@ def test_a_state_that_other_code_wrote_is_not_gone_on_from(begin, finish, left, 
     assert "stage1: the code has changed since the training was left; it starts over." in caplog.text
 
 
+def test_a_state_that_the_first_process_alone_sees_is_waited_for_and_refused(begin, monkeypatch):
+    """Processes that begin at different places wait for each other in different collectives."""
+    monkeypatch.setattr("csip.training.state.ranks.from_first", lambda _: torch.tensor(1))
+    monkeypatch.setattr("csip.training.state._SECONDS_TO_SHOW", 0.5)
+    with pytest.raises(CheckpointError, match=r"\.state: found no such file in process 0, expected the state that the"):
+        next(begin("stage1"))
+
+
 def test_the_chance_of_a_batch_follows_from_its_place_alone():
     def draw(*place):
         seed_batch(*place)
