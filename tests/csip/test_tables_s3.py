@@ -247,6 +247,7 @@ def command(store, capsys, monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_store_in_object_storage_is_built_cleaned_up_verified_and_forgets(store, bucket, street, command):
     first = builds.build(store, [street], WALK)
     assert sorted(row["num_frames"] for row in read(store, "tracklets")) == [8, 12]

@@ -73,6 +73,7 @@ def test_a_plan_can_be_left_in_the_middle_and_another_begun(train, plans, count)
         assert len(list(loader.load(plans[2]))) == len(plans[2])
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_loop_ends_the_workers(train, plans):
     def epoch():
         with ClipLoader(train, 1) as loader:

@@ -295,6 +295,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "number"), STEPS)
 def test_wherever_a_gc_is_stopped_what_is_said_to_be_done_is_there_and_the_next_one_completes(
     store, monkeypatch, step, number
