@@ -14,7 +14,7 @@ import pyarrow as pa
 from csip import tables
 from csip.errors import StoreError
 from csip.maintenance.keys import shorten
-from csip.maintenance.named import place, references, snapshots_in
+from csip.maintenance.named import kept_checkpoints, place, references, snapshots_in
 from csip.maintenance.snapshots import generations
 from csip.references import FILE, extraction_name, once_each, things_in
 from csip.tables import RunRecord, any_of, quote, table_uri
@@ -202,10 +202,9 @@ def files_of(
         _refuse_files(store, sorted({one["path"] for run in users for one in references(run.outputs, FILE)}))
     if root is None or not had:
         return (), (), ()
+    short = {sha[:12] for run in users for sha in kept_checkpoints(run)}
+    trained |= {p for p in tables.files_in(store, "checkpoints", "*-*") if p.stem.rpartition("-")[2] in short}
     for run in users:
-        kept = run.counts.get("kept", {})
-        short = {sha[:12] for sha in kept.values()} if isinstance(kept, Mapping) else set()
-        trained |= {p for p in tables.files_in(store, "checkpoints", "*-*") if p.stem.rpartition("-")[2] in short}
         for one in references(run.outputs, FILE):
             path = tables.known_file(store, one["path"])
             if path is not None:

@@ -116,13 +116,18 @@ class NamedFiles:
         return place(path) in self.paths or (len(short) == 12 and any(sha.startswith(short) for sha in self.shas))
 
 
+def kept_checkpoints(run: RunRecord) -> set[str]:
+    """Name the checkpoints, by SHA-256, that a training kept beside the one it returned."""
+    kept = run.counts.get("kept", {}) if isinstance(run.counts, Mapping) else {}
+    return set(kept.values()) if isinstance(kept, Mapping) else set()
+
+
 def named_files(store: str, runs: Sequence[RunRecord]) -> NamedFiles:
     """Gather the files that runs and states of trainings name."""
     refs = [ref for run in runs for ref in references([run.inputs, run.outputs], FILE)]
     shas = {ref["sha256"] for ref in refs}
     for run in runs:
-        kept = run.counts.get("kept", {}) if isinstance(run.counts, Mapping) else {}
-        shas |= set(kept.values()) if isinstance(kept, Mapping) else set()
+        shas |= kept_checkpoints(run)
     for state in tables.files_in(store, "checkpoints", "*.state"):
         held = list(references(_state_header(state), FILE))
         refs, shas = refs + held, shas | {ref["sha256"] for ref in held}
