@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
 
 import flows
 from csip import tables
@@ -54,9 +55,18 @@ def ask(url, path, query):
         return json.loads(answer.read())
 
 
+def ask_all(url, path, query):
+    """Ask for a list of any length: the server gives 200 at once at most, and a session's tests make more."""
+    found, more = [], [None]
+    while more:
+        more = ask(url, path, query | {"offset": len(found)})
+        found += more
+    return found
+
+
 def flow_runs(url, store):
     """Flow runs on a store, oldest first; the events that make their states are recorded a little later."""
-    found = ask(url, "flow_runs/filter", {"sort": "START_TIME_ASC"})
+    found = ask_all(url, "flow_runs/filter", {"sort": "START_TIME_ASC"})
     return [run for run in found if run["parameters"].get("store") == str(store)]
 
 
@@ -113,7 +123,7 @@ def test_the_bar_of_an_extraction_moves_in_the_ui(server, street, settings, comm
 
     def update_and_look(artifact, *given, **more):
         update(artifact, *given, **more)
-        (one,) = [one for one in client.read_artifacts() if one.id == artifact]
+        (one,) = client.read_artifacts(artifact_filter=ArtifactFilter(id=ArtifactFilterId(any_=[artifact])))
         shown.append((one.key, float(one.data), one.description))
 
     monkeypatch.setattr(progress, "update_progress_artifact", update_and_look)
