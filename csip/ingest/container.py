@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import av.error
@@ -53,6 +54,10 @@ _FORMATS = (
 )
 # decord makes other colours than PyAV of all others that were tried: of 10 bits, 4:4:0, NV12.
 _ALIKE = frozenset({"gray", "yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p"})
+# Codecs reorder 16 frames at most.
+AHEAD = 16
+"""Frames that must have been decoded behind one, without a complaint, before that is known to be sound."""
+
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
 
 
@@ -118,6 +123,17 @@ def picture_stream(container: av.container.InputContainer) -> av.VideoStream | N
     return None
 
 
+def demux(container: av.container.InputContainer, *streams: av.VideoStream | None) -> Iterator[av.Packet[Any]]:
+    """Give the packets of these streams, or of all.
+
+    Raises:
+        av.error.FFmpegError: the file is damaged, or its disk or network fails.
+    """
+    # PyAV fails over streams that begin somewhere in the file: at its end, when all packets have been given.
+    with contextlib.suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def pyav_frames(path: Path, alive: Alive, packets: int | None = None) -> Iterator[av.VideoFrame]:
     """Decode with PyAV, past packets that do not decode.
 
@@ -143,7 +159,15 @@ def pyav_frames(path: Path, alive: Alive, packets: int | None = None) -> Iterato
             # Damaged packets are refused for reasons of many kinds; those after them may be whole.
             with contextlib.suppress(av.error.FFmpegError):
                 yield from packet.decode()
-    # Many a demuxer takes a failing disk for the file's end.
+    _require(path, given, packets)
+
+
+def _require(path: Path, given: int, packets: int | None) -> None:
+    """Tell a file that is read to its end from one that only seems so: many a demuxer takes a failing disk for an end.
+
+    Raises:
+        DecoderLostError: it does not give the packets that were there before.
+    """
     if packets is not None and given != packets:
         raise DecoderLostError(
             f"{spell(path)}: gave {given} packets of video where it had {packets} a moment before. Its disk or network "
@@ -154,7 +178,7 @@ def pyav_frames(path: Path, alive: Alive, packets: int | None = None) -> Iterato
 def _packets(
     container: av.container.InputContainer, stream: av.VideoStream, path: Path
 ) -> Iterator[av.Packet[av.VideoStream]]:
-    packets = container.demux(stream)
+    packets = demux(container, stream)
     while True:
         try:
             packet = next(packets, None)
@@ -171,34 +195,57 @@ def _packets(
         yield packet
 
 
-def sound_times(path: Path, threads: int, alive: Alive) -> Generator[int | None, None, None]:
-    """Give the time of each frame, ticks, as far as PyAV decodes all before it without the least complaint.
+def sound_frames(
+    path: Path, threads: int, alive: Alive, packets: int | None = None, *, unseen: bool = False
+) -> Generator[av.VideoFrame, None, None]:
+    """Decode with PyAV as far as it decodes all before a frame without the least complaint.
 
-    A frame of which decord would make other colours counts as one. No picture is finished for it, which makes it
-    cheaper than any decoding that is looked at.
+    A damaged frame hurts some that are shown before it: those are sound behind which `AHEAD` more are given.
+
+    Args:
+        path: of the file.
+        threads: decoding threads.
+        alive: called again and again.
+        packets: that the file was seen to hold; None: nobody asks.
+        unseen: whether nobody will look at the pictures, which are then left unfinished: it is cheaper by half.
+
+    Raises:
+        DecoderLostError: there is no complaint, and not the packets that were there before.
+    """
+    given = 0
+    # To hide frames takes a second index for a moment, and no such file is decoded unseen.
+    options = {"advanced_editlist": "0"} if unseen else {}
+    with contextlib.suppress(av.error.FFmpegError, OSError), open_container(path, **options) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            return
+        stream.codec_context.thread_count = threads
+        stream.codec_context.thread_type = "FRAME"
+        skipped = {"skip_loop_filter": "all", "skip_idct": "all"} if unseen else {}
+        stream.codec_context.options = {"err_detect": "explode", **skipped}
+        for packet in demux(container, stream):
+            alive()
+            given += packet.size > 0
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    return
+                yield frame
+        _require(path, given, packets)
+
+
+def sound_times(path: Path, threads: int, alive: Alive) -> Generator[int | None, None, None]:
+    """Give the times of the `sound_frames`, ticks, up to the first of which decord would make other colours.
 
     Args:
         path: of the file.
         threads: decoding threads.
         alive: called again and again.
     """
-    # To hide frames takes a second index for a moment, and no such file comes here.
-    with (
-        contextlib.suppress(av.error.FFmpegError, OSError),
-        open_container(path, advanced_editlist="0") as container,
-    ):
-        stream = picture_stream(container)
-        if stream is None:
-            return
-        stream.codec_context.thread_count = threads
-        stream.codec_context.thread_type = "FRAME"
-        stream.codec_context.options = {"err_detect": "explode", "skip_loop_filter": "all", "skip_idct": "all"}
-        for packet in container.demux(stream):
-            alive()
-            for frame in packet.decode():
-                if frame.is_corrupt or other_colours(frame):
-                    return
-                yield frame.pts
+    with contextlib.closing(sound_frames(path, threads, alive, unseen=True)) as frames:
+        for frame in frames:
+            if other_colours(frame):
+                return
+            yield frame.pts
 
 
 def other_colours(frame: av.VideoFrame) -> str:

@@ -10,7 +10,7 @@ import av
 import av.error
 
 from csip.errors import VideoError
-from csip.ingest.container import Alive, open_container, picture_stream, spell
+from csip.ingest.container import Alive, demux, open_container, picture_stream, spell
 
 _INDEXED = frozenset({"mov", "matroska", "avi"})
 
@@ -121,7 +121,7 @@ def _stream(container: av.container.InputContainer, path: Path) -> av.VideoStrea
 
 def _fill(found: Packets, container: av.container.InputContainer, stream: av.VideoStream, alive: Alive) -> None:
     joined, first = found.indexed, None
-    for packet in container.demux():
+    for packet in demux(container):
         alive()
         if packet.pts is not None and packet.time_base:
             found.end = max(found.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -148,7 +148,7 @@ def count_packets(path: Path, alive: Alive) -> int:
     """Count a file's packets of video, those that an edit list hides among them."""
     with open_container(path, ignore_editlist="1") as container:
         count = 0
-        for packet in container.demux(picture_stream(container)):
+        for packet in demux(container, picture_stream(container)):
             alive()
             count += packet.size > 0
         return count

@@ -29,9 +29,6 @@ _CUT_SECONDS, _CUT_SHARE = 2.0, 0.02
 # How far from its place in the file a frame may be shown; codecs reorder 16 at most, and two fields may be two packets.
 _REORDERED = 32
 
-# Beside FFmpeg's index decord keeps its own, and its referee has one more: of many hours that is too much memory.
-_MOST_INDEXED = 250_000
-
 # Frames that are decoded to see in which order they come, where their packets cannot tell.
 _LOOKED_AT = 64
 
@@ -172,7 +169,6 @@ def _judge(packets: Packets, frame: VideoFrame, path: Path, alive: Alive) -> Sca
         colours: bool(colours),
         # It reserves memory for all of them, and the process dies where there is not so much.
         "more frames are announced than there are": missing > packets.count,
-        "decord's index of so many frames takes too much memory": packets.count > _MOST_INDEXED,
     }
     turned = round(frame.rotation / 90) % 2 == 1
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)

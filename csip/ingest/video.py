@@ -7,6 +7,9 @@ colours of 10 bits and of interlaced frames), where its count, its times or the 
 container's, where its referee complains, and where it gives up, PyAV decodes. It is read with `next()` only: its random
 access gives other pictures than its sequential reading.
 
+While nobody takes its pictures, decord decodes on into memory, to the end of the file. So only videos of which all
+pictures together are small are decord's; the longer ones are PyAV's.
+
 Shapes: F frames, H and W pixels.
 """
 
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from csip.errors import DecoderLostError, VideoError
-from csip.ingest.container import Alive, FileLook, Image, check_file, nothing, sound_times, spell
+from csip.ingest.container import AHEAD, Alive, FileLook, Image, check_file, nothing, sound_times, spell
 from csip.ingest.content import digest_file
 from csip.ingest.fallback import pyav_images
 from csip.ingest.scan import Scan, scan_video
@@ -40,8 +43,8 @@ _log = logging.getLogger(__name__)
 _EVERY = range(sys.maxsize)
 _COMPARED = 1 << 14  # frames at once: a day has millions
 
-# Frames that the referee is ahead: a damaged one hurts some that are shown before it; codecs reorder 16 at most.
-_AHEAD = 16
+# Bytes of a video's pictures. While nobody takes them decord decodes on to the file's end, and cannot be held back.
+_MOST_AHEAD = 256_000_000
 
 # Not one picture is to be made up by decord in the place of frames that it could not decode. It takes 0 for "any
 # number", and a share of all frames for the number that it comes to.
@@ -144,12 +147,15 @@ def read_images(
 
 def _decode(path: Path, scan: Scan, threads: int, wanted: range, alive: Alive) -> Iterator[tuple[int, Image | None]]:
     """Give (frame index, (H, W, 3) RGB or nothing) of every frame, from decord as far as it can be trusted."""
+    if 3 * scan.height * scan.width * len(scan.pts) > _MOST_AHEAD:
+        yield from pyav_images(path, scan, threads, wanted, 0, alive)
+        return
     done, why = 0, scan.distrust
     if not why:
         done, why = yield from _decord_images(path, scan, threads, wanted, alive)
     if why:
         _log.warning("%s: from frame %d on PyAV decodes, because %s.", spell(path), done, why)
-        yield from pyav_images(path, scan, wanted, done, alive)
+        yield from pyav_images(path, scan, threads, wanted, done, alive)
 
 
 def _decord_images(
@@ -225,9 +231,9 @@ def _refereed(reader: Any, path: Path, scan: Scan, threads: int, alive: Alive) -
             if at != expected:
                 return
             seen += 1
-            if seen > _AHEAD and (image := _next(reader)) is not None:
+            if seen > AHEAD and (image := _next(reader)) is not None:
                 yield image
-    for _ in range(min(seen, _AHEAD) if seen == len(scan.pts) else 0):
+    for _ in range(min(seen, AHEAD) if seen == len(scan.pts) else 0):
         if (image := _next(reader)) is not None:
             yield image
 
