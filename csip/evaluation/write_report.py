@@ -56,8 +56,8 @@ from csip.types import (
 
 _NAMES = {"trained": "trained", "untrained": "untrained encoder", "hsv-histogram": "HSV colour histogram"}
 _ORDER = (
-    *("videos", "videos_left_out", "partial_videos", "cameras", "frames", "detections", "people_left_out"),
-    *("tracklets", "dropped", "crops"),
+    *("videos", "videos_left_out", "videos_forgotten", "partial_videos", "cameras", "frames", "detections"),
+    *("people_left_out", "tracklets", "dropped", "crops"),
     *("train_people", "test_people", "train_parts", "query_parts", "gallery_parts", "left_out_of_protocol"),
 )
 _TERMS = ("loss", "identity", "triplet", "prototype", "frame", "contrast", "reconstruction")
@@ -237,7 +237,7 @@ def _counts(counts: Mapping[str, Any]) -> Iterator[CountRow]:
             for reason, number in value.items():
                 yield CountRow(reason, int(number), name.replace("_", " "), is_left_out=True)
         elif isinstance(value, int):
-            yield CountRow(name.replace("_", " "), value, is_left_out=name.endswith("left_out"))
+            yield CountRow(name.replace("_", " "), value, is_left_out=name.endswith(("left_out", "forgotten")))
 
 
 def _strips(album: _Album, snapshot: Snapshot, experiment: Experiment) -> Iterator[TrackletStrip]:

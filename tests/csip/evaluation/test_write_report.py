@@ -79,7 +79,8 @@ def snapshot(tiny_store):
     rows = [row | {"protocol": SELF_LABELLED} for row in rows]
     version = tables.upsert(tiny_store.store, "splits", tables.from_rows("splits", rows)).version
     made = Snapshot("tiny", tiny_store.store, dict(tiny_store.tables) | {"splits": version}, "5" * 64)
-    counts = {"frames": 1234, "left_out_of_protocol": {"tracklets too short for two parts": 17}, "videos_left_out": 2}
+    counts = {"videos_forgotten": 1, "frames": 1234, "videos_left_out": 2}
+    counts["left_out_of_protocol"] = {"tracklets too short for two parts": 17}
     tables.publish(made, config={}, counts=counts, videos=[])
     return made
 
@@ -178,7 +179,7 @@ def test_it_shows_counts_and_what_was_left_out(reported, snapshot):
     text = words(reported[0])
     assert "frames 1,234" in text
     assert "tracklets too short for two parts (left out) left out of protocol 17" in text
-    assert "videos left out (left out) 2" in text
+    assert "videos left out (left out) 2 videos forgotten (left out) 1" in text
     for name, version in snapshot.tables.items():
         assert f"{name} {version} {tables.count(tables.pinned(snapshot, name))} " in text
 
