@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import io
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -24,15 +25,39 @@ from tests.browser import FLAGS, find_chromium
 # Before any test imports csip, Prefect or ultralytics: they read it on import.
 _PREFECT_HOME = tempfile.mkdtemp(prefix="csip-tests-prefect-")
 atexit.register(shutil.rmtree, _PREFECT_HOME, ignore_errors=True)
+# Not that of the user, and not that of the process which distributes the tests: each of its workers has one of its own.
+os.environ["PREFECT_HOME"] = _PREFECT_HOME
 for _name, _value in {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
-    "PREFECT_HOME": _PREFECT_HOME,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "YOLO_OFFLINE": "true",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile` the files of flows that look at the demo go to one process, as if they were one file.
+
+    The demo takes a minute to make, and its runs are known to the server of the process that made it.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    files = Path(__file__).parent.glob("flows/test_*.py")
+    sharing = {path.name for path in files if re.search(r"^def \w+\([^)]*\bdemo\b", path.read_text(), re.MULTILINE)}
+
+    class FilesScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            folder, _, name = file.rpartition("/")
+            return "the demo" if folder == "tests/flows" and name in sharing else file
+
+    return FilesScheduling(config, log)
+
 
 # A standing person in torso lengths, root-centred, COCO-17: shoulders a torso above the hips, the left hand hanging
 # lower than the right one, so that a mirror image is another picture.

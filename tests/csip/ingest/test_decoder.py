@@ -62,6 +62,12 @@ def alive(pid):
         return False
 
 
+def mapped(pid):
+    """Name what a process has in its memory of files, and of what looks like some."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
+
+
 def ends(pid, seconds=10):
     until = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < until:
@@ -384,18 +390,19 @@ sys.stdout.write(f"{{decoder.pid}}\\n")
 sys.stdout.flush()
 time.sleep(60)
 """
-    before = set(os.listdir("/dev/shm"))
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     try:
         child = int(parent.stdout.readline())
         assert os.getpgid(child) == os.getpgid(parent.pid)
         assert alive(child)
+        held = mapped(parent.pid) | mapped(child)
+        assert any("memfd:csip-frames" in path for path in held)
     finally:
         parent.kill()
         parent.wait()
         parent.stdout.close()
     assert ends(child)
-    assert set(os.listdir("/dev/shm")) <= before
+    assert [path for path in held if path.startswith("/dev/shm/") and Path(path).exists()] == []
 
 
 def test_an_interrupt_to_the_group_leaves_the_last_frames_to_the_parent(decoder, short):
