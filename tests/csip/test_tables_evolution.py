@@ -273,6 +273,7 @@ for i in range(5):
     assert len(ids) == len(set(ids)) == 12 + 15
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_store_is_brought_up_leaves_one_that_opens_and_the_next_run_finishes_it(old, tmp_path):
     whole = as_version_2(old, str(tmp_path / "whole"))
     tables.prepare_store(whole)

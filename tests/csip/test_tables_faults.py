@@ -88,6 +88,7 @@ def storage(monkeypatch):
         server.server_close()
 
 
+@pytest.mark.slow
 def test_object_storage_that_asks_for_patience_is_a_fault_that_may_pass(storage):
     storage(503, "SlowDown")
     with pytest.raises(

@@ -184,6 +184,7 @@ def test_a_store_in_object_storage_does_what_one_in_a_folder_does(store, tmp_pat
     assert list(tmp_path.iterdir()) == [], "no folder called s3:"
 
 
+@pytest.mark.slow
 def test_the_commands_that_need_tables_only_take_an_address(
     store, capsys, monkeypatch, tmp_path, publish_tiny, tiny_snapshot
 ):

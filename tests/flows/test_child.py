@@ -182,6 +182,7 @@ def test_a_training_killed_many_times_goes_on_bit_for_bit(start, out, undisturbe
     assert writing >= 5
 
 
+@pytest.mark.slow
 def test_a_training_told_to_stop_saves_and_ends_and_can_be_taken_up(start, out, given, undisturbed):
     # A state after each batch would hide whether stopping writes one.
     given["runtime"] = dataclasses.replace(given["runtime"], save_seconds=3600)

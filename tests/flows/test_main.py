@@ -225,6 +225,7 @@ def only(told):
     return told | one
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_is_imported_scored_and_traced(command, built, own_store, published_file, settings):
     words = ("import-checkpoint", published_file.path, "--store", own_store)
     done = command(*words, "--json")

@@ -301,7 +301,8 @@ def test_a_child_that_is_killed_from_outside_is_tried_again_and_goes_on(toys, st
     ("how", "error", "attempts"),
     [
         *(("kill", ProcessLostError, 3), ("exit", StageError, 1), ("user", StoreError, 1)),
-        *(("ESTALE", StorageFaultError, 3), ("ENOSPC", StageError, 1)),
+        ("ENOSPC", StageError, 1),
+        pytest.param("ESTALE", StorageFaultError, 3, marks=pytest.mark.slow),
         pytest.param("busy", StoreBusyError, 3, marks=pytest.mark.slow),
         pytest.param("fault", StorageFaultError, 3, marks=pytest.mark.slow),
     ],
@@ -456,6 +457,7 @@ def test_an_error_of_all_processes_comes_back_as_one(toys, store, mark):
     wait_for(lambda: not any(map(is_alive, pids(mark))), seconds=5)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_all_of_them_and_the_training_is_tried_again(toys, store, mark):
     task = stage(toys.work_together, work="training", cached=False, shared=True)
     assert task(store, "kill once", mark, together()) == FileRef(mark, "0" * 64)

@@ -30,7 +30,7 @@ def plans(train):
     return [identity_requests(train, 2, 2, seed=3, epoch=epoch) for epoch in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_any_number_of_workers_gives_the_same_batches_and_lives_through_all_plans(train, plans, count):
     with ClipLoader(train, 0) as here, ClipLoader(train, count) as there:
         seen = []

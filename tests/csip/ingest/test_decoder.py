@@ -249,6 +249,7 @@ decoder_child.LastScan = lambda: dawdling
         assert decoder.probe(short).num_frames == 30
 
 
+@pytest.mark.slow
 def test_a_large_file_on_a_slow_disk_may_be_indexed_in_silence_and_then_no_more(tmp_path, monkeypatch, short):
     # decord reads all of the file before it gives the first frame, and cannot be asked to say so.
     slow = """

@@ -64,6 +64,7 @@ def test_what_was_given_back_is_built_again_row_for_row_without_the_pose_model(b
     assert verify(store, deep=True) == []
 
 
+@pytest.mark.slow
 def test_a_build_that_counts_on_what_a_gc_takes_says_so_and_the_next_one_makes_it(build, replayed):
     store, first = build.store, build()
     build(min_seconds=3.0)

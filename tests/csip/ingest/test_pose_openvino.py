@@ -105,6 +105,7 @@ def test_a_damaged_conversion_is_named_with_what_to_do(monkeypatch, tmp_path):
         compile_openvino(path, (64, 64), batch=1)
 
 
+@pytest.mark.slow
 def test_models_that_go_in_any_order_leave_the_stack_of_signal_handlers(monkeypatch, tmp_path):
     """Else a signal would be handled in memory that is freed: the process dies, or worse."""
     pytest.importorskip("openvino")

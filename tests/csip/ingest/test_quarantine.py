@@ -76,6 +76,7 @@ def test_a_decoder_that_is_lost_in_the_second_pass_quarantines_until_the_next_ru
     assert sorted(stages(store)) == ["detect_video", "track_video"], "it was not detected again"
 
 
+@pytest.mark.slow
 def test_a_video_that_both_passes_fail_over_is_left_out_once(street, steps, tmp_path, lose_second, monkeypatch):
     """As where a disk goes away: the second pass fails over a segment while the first reads the next."""
     read, whole = reading.Decoder.frames, steps.config

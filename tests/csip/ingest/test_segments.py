@@ -337,6 +337,7 @@ def test_without_stored_detections_nothing_is_tracked_again(published, steps):
         run(stage_module.extract_videos(out, listed.batches[0], listed.digests, config, steps.runtime))
 
 
+@pytest.mark.slow
 def test_a_build_that_goes_on_behind_hours_of_known_video_shows_that_it_works(
     replayed, whole, street, short, steps, tmp_path, monkeypatch
 ):
