@@ -8,6 +8,7 @@ the first of them where that is on another machine; all do the same work on thei
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -137,8 +138,11 @@ def main() -> int:
             records.flush()
 
     name = "stage"
+    formed = threading.Event()
+    threading.Thread(target=_end_with_first, args=(formed,), daemon=True).start()
     try:
         with ranks.joined():
+            formed.set()
             request |= _agree(request)
             module, _, name = request["function"].rpartition(":")
             out: Output = from_plain(Output, request["out"])
@@ -237,6 +241,22 @@ def _end_with_parent(request: dict[str, Any], piped: bool, stop: threading.Event
     stop.set()
     time.sleep(request["stop_seconds"])
     os._exit(STOPPED)
+
+
+def _end_with_first(formed: threading.Event) -> None:
+    """End for good when the torchrun of the first process ends before the processes of several machines are a group.
+
+    It was killed, and may have begun anew. One that is left over would look for those it knew of, for half an hour.
+    """
+    if int(os.environ.get("RANK", "0")) < int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        return  # our own torchrun ends us
+    with contextlib.suppress(OSError):
+        line = socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        line.recv(1)  # nothing is ever sent
+    if not formed.is_set():
+        sys.stderr.write("The training began anew on its first machine before this one was part of it.\n")
+        os._exit(1)
 
 
 def _alive(pid: int) -> bool:
