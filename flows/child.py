@@ -238,6 +238,9 @@ def _end_with_parent(request: dict[str, Any], piped: bool, stop: threading.Event
     else:
         while os.getppid() == launcher and _alive(request["parent"]):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+    if not _on_first_machine():
+        # All processes stop where one is told to, and the flow with them; a machine that is lost is replaced.
+        os._exit(STOPPED)
     stop.set()
     time.sleep(request["stop_seconds"])
     os._exit(STOPPED)
@@ -248,8 +251,8 @@ def _end_with_first(formed: threading.Event) -> None:
 
     It was killed, and may have begun anew. One that is left over would look for those it knew of, for half an hour.
     """
-    if int(os.environ.get("RANK", "0")) < int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-        return  # our own torchrun ends us
+    if _on_first_machine():
+        return  # its torchrun ends us
     with contextlib.suppress(OSError):
         line = socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
         line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -257,6 +260,10 @@ def _end_with_first(formed: threading.Event) -> None:
     if not formed.is_set():
         sys.stderr.write("The training began anew on its first machine before this one was part of it.\n")
         os._exit(1)
+
+
+def _on_first_machine() -> bool:
+    return int(os.environ.get("RANK", "0")) < int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _alive(pid: int) -> bool:
