@@ -290,15 +290,15 @@ def test_a_process_whose_first_machine_begins_anew_before_they_are_a_group_ends(
 
         launcher = start("-c", STORE, port)
         first = start("-c", FIRST, RANK="0")
-        wait_for(lambda: connections(first.pid, port), 60, first.poll)
+        wait_for(lambda: connections(first.pid, port), 180, first.poll)
         time.sleep(2)
         first.send_signal(signal.SIGSTOP)
         other = start("-m", "flows.child", RANK="1", **{REQUEST: str(request)})
-        wait_for(lambda: connections(other.pid, port), 60, other.poll)
+        wait_for(lambda: connections(other.pid, port), 180, other.poll)
         time.sleep(2)
         assert other.poll() is None
         launcher.kill()
-        assert other.wait(20) == 1
+        assert other.wait(60) == 1
         assert "began anew on its first machine" in other.stderr.read()
 
 

@@ -136,7 +136,7 @@ def test_a_failed_run_says_what_was_wrong(serving, browser, shoot):
 def test_cancel_stops_a_training_which_saves_itself_and_goes_on_when_it_is_run_again(serving, built, browser, shoot):
     def start():
         serving.prefect("deployment", "run", "train-csip")
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while True:
             run = flow_runs(serving.url, serving.store)[-1]
             if run["state_name"] == "Running" and any(
@@ -164,7 +164,7 @@ def test_cancel_stops_a_training_which_saves_itself_and_goes_on_when_it_is_run_a
     run = start()
     assert at_work()
     clicked = cancel(run)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while at_work():
         assert time.monotonic() < end, "the training goes on"
         time.sleep(0.2)
@@ -175,6 +175,7 @@ def test_cancel_stops_a_training_which_saves_itself_and_goes_on_when_it_is_run_a
         "Cancelled"
     )
     # Nothing is left of the run: server and worker are as they were before it.
+    end = time.monotonic() + 120
     while not set(serving.processes()) <= idle:
         assert time.monotonic() < end, [cmdline(pid) for pid in set(serving.processes()) - idle]
         time.sleep(0.2)
