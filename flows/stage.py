@@ -61,6 +61,11 @@ def part_of_many(*names: str) -> Iterator[None]:
         _PART.reset(token)
 
 
+def _with_part(name: str) -> str:
+    """Add what the flow does several times. Not inside a task: what a task itself holds must go to other machines."""
+    return f"{name} ({', '.join(_PART.get())})" if _PART.get() else name
+
+
 def stage(
     function: Callable[Concatenate[Output, P], Stage[T]],
     *,
@@ -98,8 +103,7 @@ def stage(
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
     def call_it(parameters: dict[str, Any]) -> str:
-        told = named(parameters) if callable(named) else (named or name).format(**parameters)
-        return f"{told} ({', '.join(_PART.get())})" if _PART.get() else told
+        return _with_part(named(parameters) if callable(named) else (named or name).format(**parameters))
 
     made = _StageTask(
         run,

@@ -4,18 +4,21 @@ import importlib
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from prefect import flow, task
+from prefect import Task, flow, task
 
 from csip import tables
 from csip.config import RuntimeConfig
 from csip.errors import StageError
+from flows import runners
 from flows.runners import _share_of_a_machine, runner_for
 from tests import kill_builds as builds
 
 from .test_flows import free_port
 
+FLOWS = Path(runners.__file__).parent
 RAY = RuntimeConfig(runner="ray", device="cpu")
 
 
@@ -128,6 +131,15 @@ def test_a_cluster_that_fails_to_take_a_driver_in_is_joined_again(failing, serve
 
     assert build() == [0, 2, 4]
     assert calls == [()] * 3
+
+
+def test_every_task_can_be_sent_to_another_machine():
+    pickle = importlib.import_module("ray.cloudpickle")
+    modules = [importlib.import_module(f"flows.{path.stem}") for path in FLOWS.glob("*.py")]
+    tasks = {value.name: value for module in modules for value in vars(module).values() if isinstance(value, Task)}
+    assert {"extract_videos", "import_benchmark", "stage2", "retrieve"} <= set(tasks)
+    for name, one in tasks.items():
+        assert pickle.loads(pickle.dumps(one)).name == name
 
 
 @pytest.fixture
