@@ -253,8 +253,11 @@ def _end_with_first(formed: threading.Event) -> None:
     """
     if _on_first_machine():
         return  # its torchrun ends us
-    with contextlib.suppress(OSError):
+    try:
         line = socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+    except OSError:
+        return  # nor can the main thread join, which says so
+    with contextlib.suppress(OSError):
         line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         line.recv(1)  # nothing is ever sent
     if not formed.is_set():

@@ -1,15 +1,20 @@
 """Trainings over several machines: those that join are told what to do, and are let go when it is over."""
 
+import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
+from torch.distributed import TCPStore
 from torch.distributed.launcher.api import LaunchConfig
 
 from csip import tables
@@ -18,7 +23,7 @@ from csip.errors import StageError, TooLittleDataError
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.types import FileRef, Output
 from flows import together
-from flows.child import _compare
+from flows.child import REQUEST, _compare
 from flows.devices import Held, held
 from flows.stage import stage
 from flows.usage import make_parser
@@ -255,6 +260,73 @@ def test_a_machine_that_never_comes_is_named_with_what_to_do(toys, store, two_ma
     with pytest.raises(StageError, match=message) as caught:
         task(store, "well", str(tmp_path / "mark"), dataclasses.replace(two_machines, stop_seconds=1))
     assert type(caught.value) is StageError
+
+
+STORE = """
+import sys, time
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
+time.sleep(600)
+"""
+FIRST = "from csip import ranks\nwith ranks.joined(): pass"
+
+
+@pytest.mark.slow
+def test_a_process_whose_first_machine_begins_anew_before_they_are_a_group_ends(tmp_path):
+    """The first process has said where it is, and hangs; then its torchrun is killed."""
+    request = tmp_path / "request.json"
+    asked = {"manifest": str(tmp_path / "manifest.json"), "parent": os.getpid(), "stop_seconds": 2}
+    request.write_text(json.dumps(asked), encoding="utf-8")
+    # Of two processes the one with the lower port calls the other, and has done its part; so it is an even chance.
+    for _ in range(16):
+        with first_that_hangs(str(free_port()), request) as (launcher, first, other):
+            if connections(other.pid, listening(first.pid)):
+                continue
+            assert other.poll() is None
+            launcher.kill()
+            assert other.wait(60) == 1
+            assert "began anew on its first machine" in other.stderr.read()
+            return
+    pytest.fail("in none of 16 groups did the second process wait for the first one")
+
+
+@contextlib.contextmanager
+def first_that_hangs(port, request):
+    """The store of two processes, the first of them, stopped when it can be found, and a second that has found it."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with contextlib.ExitStack() as stack:
+
+        def start(*words, **own):
+            environment = os.environ | shared | own
+            process = subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True)
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            return process
+
+        def wait_until_found(process, rank):
+            wait_for(lambda: any(key.endswith(f"/{rank}") for key in store.list_keys()), 180, process.poll)
+            time.sleep(2)
+
+        launcher = start("-c", STORE, port)
+        store = TCPStore("127.0.0.1", int(port), is_master=False, timeout=timedelta(seconds=180))
+        first = start("-c", FIRST, RANK="0")
+        wait_until_found(first, 0)
+        first.send_signal(signal.SIGSTOP)
+        other = start("-m", "flows.child", RANK="1", **{REQUEST: str(request)})
+        wait_until_found(other, 1)
+        yield launcher, first, other
+
+
+def listening(pid):
+    """The port on which a process can be called."""
+    (port,) = {one.laddr.port for one in psutil.Process(pid).net_connections("tcp") if one.status == "LISTEN"}
+    return port
+
+
+def connections(pid, port):
+    """Connections of a process to a port of this machine."""
+    return [one for one in psutil.Process(pid).net_connections("tcp") if one.raddr and one.raddr.port == int(port)]
 
 
 @pytest.mark.slow
