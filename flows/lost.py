@@ -1,9 +1,11 @@
 """Runs whose worker, process or machine is gone: how Prefect's server notices, and how they come back.
 
 A run sends a heartbeat every 30 seconds. One that sends none for 95 becomes *Lost*, a crashed state; so does one that a
-worker took ten minutes ago and that has not begun. If it is heard again, since the network or the server was away and
-not the run, it is running again. If it is not for two minutes, and a deployment of ours made it, it is handed to a
-worker once more, where it goes on from what is committed. One that was to be cancelled is cancelled.
+worker took ten minutes ago and that has not begun. If it lives, since the network or the server was away and not the
+run, it finds itself lost within half a minute and says that it is running. (A rule of the server would not do: a server
+that has just begun anew lets an event wait a quarter of an hour for the one before it.) If it does not for two minutes,
+and a deployment of ours made it, it is handed to a worker once more, where it goes on from what is committed. One that
+was to be cancelled is cancelled.
 
 Where a run that lives is not heard for so long that it is handed out, two processes do one run. That costs time and
 nothing else: on one machine the second waits for the device (`flows.devices`) and finds the work done, and on two
@@ -13,9 +15,13 @@ machines both write the same rows under the same keys, and weights under names t
 from __future__ import annotations
 
 import functools
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from datetime import timedelta
 from itertools import pairwise
-from typing import Literal
 from uuid import UUID
 
 from prefect import runtime
@@ -24,34 +30,51 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Running
 
 from csip.errors import StageError
+from flows.environment import HEARTBEAT_SECONDS
+from flows.progress import if_reachable
 
 TAG = "csip"
 """What every run of our flows is tagged with: on a server that others use, too, theirs are left alone."""
 
 LOST = "csip: runs whose worker is gone are crashed"
-FOUND = "csip: lost runs that are heard again go on"
 AGAIN = "csip: lost runs are run again"
 UNBEGUN = "csip: runs that their worker has not begun are crashed"
 ENDED = "csip: runs whose worker is gone and that are to be cancelled are cancelled"
-RULES = (LOST, FOUND, AGAIN, UNBEGUN, ENDED)
+RULES = (LOST, AGAIN, UNBEGUN, ENDED)
 SILENCE_SECONDS = 95
 _BEGIN_SECONDS = 600
 _END_SECONDS = 300
 # Four heartbeats. Prefect looks within some seconds of the end.
 _PATIENCE_SECONDS = 120
+_LOST = "Lost"
 _HANDED_OUT = "Lost, and not heard since: a worker goes on with it."
 _ELSE = "If it is not, a run of a deployment is given to a worker in some minutes; run any other again."
 MOST_RETURNS = 3
 """How often a run is handed out again."""
 
-_HEARTBEAT, _IS_LOST, _ANYTHING = "prefect.flow-run.heartbeat", "prefect.flow-run.Lost", "prefect.flow-run.*"
+_SECONDS_TO_ASK = 10
+_LOG = logging.getLogger(__name__)
+
+_HEARTBEAT, _IS_LOST, _ANYTHING = "prefect.flow-run.heartbeat", f"prefect.flow-run.{_LOST}", "prefect.flow-run.*"
 _IS_TO_END = "prefect.flow-run.Cancelling"
-# A run begins with a heartbeat. One that was found may have ended in the same second, and would be running for ever.
+# A run begins with a heartbeat. One that says it is running may end in the same second, and would be running for ever.
 _HEARD = {_HEARTBEAT, "prefect.flow-run.Running"}
 # A run that waits for a worker, or for its turn, is *Scheduled*, *Late* or *AwaitingConcurrencySlot*.
 _TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
+# A heartbeat alone does not keep a lost run: it may have been its last word.
+_ANOTHER_STATE = {
+    f"prefect.flow-run.{name}"
+    for name in (
+        *("Running", "Retrying", "Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "Paused", "Suspended"),
+        *("Scheduled", "AwaitingRetry", "Late", "AwaitingConcurrencySlot", "Pending", "Submitting"),
+        "InfrastructurePending",
+    )
+}
 
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 _DEPLOYED = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
@@ -60,16 +83,16 @@ _IN_PROCESSES = {"prefect.resource.role": "work-pool", "prefect.work-pool.type":
 
 
 def watch_over_runs() -> list[Automation]:
-    """Make the rules by which runs are lost, found, and run again."""
+    """Make the rules by which runs are lost, and run again."""
     lost = _become(
         StateType.CRASHED,
-        "Lost",
+        _LOST,
         f"No heartbeat for {SILENCE_SECONDS} s: its process, worker or machine is gone, or cannot be heard. It goes on "
         f"when it is heard again. {_ELSE}",
     )
     unbegun = _become(
         StateType.CRASHED,
-        "Lost",
+        _LOST,
         f"A worker took it and has not begun it for {_BEGIN_SECONDS} s: the worker or its machine is gone, or cannot "
         f"be heard. It goes on when it is heard. {_ELSE}",
     )
@@ -78,17 +101,12 @@ def watch_over_runs() -> list[Automation]:
         None,
         f"Its worker has not ended it for {_END_SECONDS} s, and it is not heard: they, or their machine, are gone.",
     )
-    found = _become(StateType.RUNNING, None, "It was away; it is heard again.")
     again = _become(StateType.SCHEDULED, "AwaitingRetry", _HANDED_OUT)
-    # The same seconds: a heartbeat within them is the run's own, and it is not handed out; a later one may be that of
-    # the process it was handed to.
-    wait = _PATIENCE_SECONDS
     return [
-        _rule(LOST, lost, _trigger(Posture.Proactive, _HEARD, _ANYTHING, SILENCE_SECONDS)),
-        _rule(FOUND, found, _trigger(Posture.Reactive, {_IS_LOST}, _HEARTBEAT, wait)),
-        _rule(AGAIN, again, _trigger(Posture.Proactive, {_IS_LOST}, _ANYTHING, wait, _DEPLOYED)),
-        _rule(UNBEGUN, unbegun, _trigger(Posture.Proactive, _TAKEN, _ANYTHING, _BEGIN_SECONDS, _IN_PROCESSES)),
-        _rule(ENDED, ended, _trigger(Posture.Proactive, {_IS_TO_END}, _ANYTHING, _END_SECONDS)),
+        _rule(LOST, lost, _without(_HEARD, {_ANYTHING}, SILENCE_SECONDS)),
+        _rule(AGAIN, again, _without({_IS_LOST}, _ANOTHER_STATE, _PATIENCE_SECONDS, _DEPLOYED)),
+        _rule(UNBEGUN, unbegun, _without(_TAKEN, {_ANYTHING}, _BEGIN_SECONDS, _IN_PROCESSES)),
+        _rule(ENDED, ended, _without({_IS_TO_END}, {_ANYTHING}, _END_SECONDS)),
     ]
 
 
@@ -100,24 +118,45 @@ def _rule(name: str, action: ChangeFlowRunState, trigger: EventTrigger) -> Autom
     return Automation(name=name, description=action.message or "", trigger=trigger, actions=[action])
 
 
-def _trigger(
-    posture: Literal[Posture.Reactive, Posture.Proactive],
-    after: set[str],
-    expect: str,
-    seconds: int,
-    *which: dict[str, str],
-) -> EventTrigger:
-    """Say when a rule holds for such runs of ours: one event, and then another one within some seconds, or none."""
+def _without(after: set[str], expect: set[str], seconds: int, *which: dict[str, str]) -> EventTrigger:
+    """Say when a rule holds for such runs of ours: after one event, and for some seconds without any of the others."""
     return EventTrigger(
         match={"prefect.resource.id": "prefect.flow-run.*"},
         match_related=[{**one} for one in (_OURS, *which)],
         for_each={"prefect.resource.id"},
         after=after,
-        expect={expect},
-        posture=posture,
+        expect=expect,
+        posture=Posture.Proactive,
         threshold=1,
         within=timedelta(seconds=seconds),
     )
+
+
+@contextmanager
+def coming_back() -> Iterator[None]:
+    """While the block runs, let its run say that it is running where it was taken for lost."""
+    run = runtime.flow_run.id
+    if not run or not PREFECT_API_URL.value():  # nobody watches over the runs of a temporary server
+        yield
+        return
+    over = threading.Event()
+    asking = functools.partial(copy_context().run, _come_back, UUID(run), over)
+    thread = threading.Thread(target=asking, name="coming back", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(_SECONDS_TO_ASK)  # not after the run's own last word
+
+
+def _come_back(run: UUID, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT_SECONDS):
+        with suppress(ObjectNotFound), if_reachable(_LOG.debug), get_client(sync_client=True) as client:
+            state = client.read_flow_run(run).state
+            if state and state.name == _LOST and not over.is_set():
+                client.set_flow_run_state(run, Running(message="It was away; it is heard again."), force=True)
+                _LOG.warning("The server had not heard of this run for a while and took it for lost. It goes on.")
 
 
 def refuse_endless_returns() -> None:

@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import urllib.request
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -165,7 +166,7 @@ def quick(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_each_rule_sees_the_runs_that_it_is_for_and_no_others(quick):
     unbegun, waiting = quick.taken("Pending", "Submitting"), quick.taken("Pending", "AwaitingConcurrencySlot")
-    living, gone, back, unwanted = (quick.begun() for _ in range(4))
+    living, gone, back, last, unwanted = (quick.begun() for _ in range(5))
     quick.become(unwanted, "Cancelling")
     deeds = {}
 
@@ -178,19 +179,46 @@ def test_each_rule_sees_the_runs_that_it_is_for_and_no_others(quick):
             quick.become(run, *names[-1:])
 
     end = time.monotonic() + 200
-    while len(deeds) < 2 or time.monotonic() < max(deeds.values()) + 45:
-        assert time.monotonic() < end, [quick.states(run) for run in (gone, back)]
+    while len(deeds) < 3 or time.monotonic() < max(deeds.values()) + 45:
+        assert time.monotonic() < end, [quick.states(run) for run in (gone, back, last)]
         quick.beat(living)
         # The process that it was handed to is heard, and fails at once.
         once(gone, "AwaitingRetry", "Pending", "Running", "Failed")
-        # It is heard once, and was ended before anybody knew.
-        once(back, "Lost")
+        # It lives, and is gone then.
+        once(back, "Lost", "Running")
+        # It is heard once more, and is gone.
+        once(last, "Lost")
         time.sleep(1)
     assert quick.states(gone) == ["Running", "Lost", "AwaitingRetry", "Running", "Failed"]
     assert quick.states(back)[:4] == ["Running", "Lost", "Running", "Lost"]
+    assert quick.states(last)[:3] == ["Running", "Lost", "AwaitingRetry"]
     assert quick.states(unbegun)[:2] == ["Lost", "AwaitingRetry"]
     assert quick.states(unwanted) == ["Running", "Cancelling", "Cancelled"]
     assert (quick.states(living), quick.states(waiting)) == (["Running"], ["AwaitingConcurrencySlot"])
+
+
+def test_a_run_that_lives_says_so_when_it_was_taken_for_lost_and_is_otherwise_let_alone(server, monkeypatch):
+    monkeypatch.setattr(lost, "HEARTBEAT_SECONDS", 0.1)
+
+    def names(client, run):
+        return [state.name for state in sorted(client.read_flow_run_states(run), key=lambda state: state.timestamp)]
+
+    @flow
+    def one():
+        run = UUID(lost.runtime.flow_run.id)
+        with get_client(sync_client=True) as client, lost.coming_back():
+            assert "coming back" in [thread.name for thread in threading.enumerate()]
+            client.set_flow_run_state(run, State(type=StateType.CRASHED, name="Lost"), force=True)
+            wait_for(lambda: names(client, run)[-1] == "Running", 60, lambda: names(client, run))
+            client.set_flow_run_state(run, State(type=StateType.SCHEDULED, name="AwaitingRetry"), force=True)
+            time.sleep(1)
+            seen = names(client, run)
+        assert "coming back" not in [thread.name for thread in threading.enumerate()]
+        return seen
+
+    with temporary_settings({PREFECT_API_URL: server}):
+        found = one()
+    assert found == ["Pending", "Running", "Lost", "Running", "AwaitingRetry"]
 
 
 @pytest.fixture
@@ -240,14 +268,14 @@ def test_the_rules_figures_fit_each_other_and_what_a_run_sends():
     from flows.environment import HEARTBEAT_SECONDS
 
     rules = {rule.name: rule.trigger for rule in lost.watch_over_runs()}
-    alarm, found, again, unbegun, ended = (rules[name] for name in lost.RULES)
+    alarm, again, unbegun, ended = (rules[name] for name in lost.RULES)
     # A lost heartbeat alone is no reason for an alarm; no heartbeat at all is one.
     assert alarm.within.total_seconds() > 3 * HEARTBEAT_SECONDS
     assert alarm.after == {"prefect.flow-run.heartbeat", "prefect.flow-run.Running"}
+    # A run that lives looks at itself as often as it sends heartbeats; whatever else becomes of it, it is let alone.
     assert again.within.total_seconds() >= 2 * HEARTBEAT_SECONDS
-    # Once it is handed out, a heartbeat is perhaps the other one's; until then it keeps the run from being handed out,
-    # and who is not found then would be lost for ever.
-    assert found.within == again.within
+    assert {f"prefect.flow-run.{kind.value.title()}" for kind in StateType} <= again.expect
+    assert "prefect.flow-run.heartbeat" not in again.expect
     # A run that saves itself is heard meanwhile.
     assert ended.within.total_seconds() > 3 * HEARTBEAT_SECONDS
     # A busy machine takes a minute to start a run.
