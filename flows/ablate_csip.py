@@ -15,6 +15,7 @@ from csip.device import resolve_device
 from csip.evaluation.retrieval import retrieve
 from csip.tables import open_snapshot
 from csip.types import ResultsRef, Snapshot
+from flows.lost import coming_back
 from flows.stage import stage
 from flows.train_csip import (
     cache_features_task,
@@ -108,8 +109,9 @@ def ablate_csip(
         seeds: one training of every row each.
         rows: letters of `ROWS`.
     """
-    (data,) = choose_splits(open_snapshot(store, snapshot), experiment.data)
-    return _finish(_submit([_Shared(store, data, replace(experiment, seed=seed)) for seed in seeds], rows))
+    with coming_back():
+        (data,) = choose_splits(open_snapshot(store, snapshot), experiment.data)
+        return _finish(_submit([_Shared(store, data, replace(experiment, seed=seed)) for seed in seeds], rows))
 
 
 def _submit(shared: list[_Shared], rows: tuple[str, ...]) -> list[_Shared]:

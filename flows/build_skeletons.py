@@ -17,6 +17,7 @@ from csip.ingest.extract import extract_videos
 from csip.ingest.retrack import list_snapshot, with_detections_of
 from csip.ingest.sources import list_videos
 from csip.types import Snapshot, SourceVideo
+from flows.lost import coming_back
 from flows.parameters import Section, Sources, Store
 from flows.runners import runner_for
 from flows.stage import stage
@@ -60,18 +61,19 @@ def build_skeletons(
         retrack: a published snapshot, in the place of sources, which then count for nothing: its videos are tracked
             again, from what was detected; empty: none.
     """
-    if not retrack and is_benchmark(sources):
-        return _announce(import_benchmark_task(store, sources[0], config, runtime))
-    if retrack:
-        config = with_detections_of(store, retrack, config)
-        videos = list_snapshot_task(store, retrack, config, runtime)
-    else:
-        videos = list_videos_task(store, sources, camera, config, runtime)
-    same = {"store": store, "digests": videos.digests, "config": config, "runtime": runtime}
-    with runner_for(runtime) as runner:
-        extracted = [runner.submit(extract_videos_task, {**same, "videos": one}) for one in videos.batches]
-        done = tuple(future.result() for future in extracted)
-    return _announce(publish_task(store, videos, done, config))
+    with coming_back():
+        if not retrack and is_benchmark(sources):
+            return _announce(import_benchmark_task(store, sources[0], config, runtime))
+        if retrack:
+            config = with_detections_of(store, retrack, config)
+            videos = list_snapshot_task(store, retrack, config, runtime)
+        else:
+            videos = list_videos_task(store, sources, camera, config, runtime)
+        same = {"store": store, "digests": videos.digests, "config": config, "runtime": runtime}
+        with runner_for(runtime) as runner:
+            extracted = [runner.submit(extract_videos_task, {**same, "videos": one}) for one in videos.batches]
+            done = tuple(future.result() for future in extracted)
+        return _announce(publish_task(store, videos, done, config))
 
 
 def _announce(snapshot: Snapshot) -> Snapshot:

@@ -39,6 +39,7 @@ STOPPED = 143
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 _SECONDS_BETWEEN_RECORDS = 0.2
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_REACH = 60
 
 
 class StoppedError(Exception):
@@ -253,10 +254,20 @@ def _end_with_first(formed: threading.Event) -> None:
     """
     if _on_first_machine():
         return  # its torchrun ends us
-    try:
-        line = socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
-    except OSError:
-        return  # nor can the main thread join, which says so
+    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    begun = time.monotonic()
+    while not formed.is_set():
+        try:
+            line = socket.create_connection(place, timeout=10)
+            break
+        except OSError as error:
+            if time.monotonic() - begun > _SECONDS_TO_REACH:
+                sys.stderr.write(f"The training's first machine cannot be reached at {place[0]}:{place[1]}: {error}.\n")
+                os._exit(1)
+            time.sleep(1)
+    else:
+        return
+    line.settimeout(None)
     with contextlib.suppress(OSError):
         line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         line.recv(1)  # nothing is ever sent

@@ -15,6 +15,7 @@ from csip.protocols import is_skeleton_only
 from csip.references import FILE
 from csip.tables import find_runs, open_snapshot, quote
 from csip.types import CheckpointRef, EmbeddingsRef, ResultsRef, Snapshot
+from flows.lost import coming_back
 from flows.parameters import Section, Sha256, Store
 from flows.train_csip import (
     embed_histogram_task,
@@ -63,11 +64,12 @@ def evaluate_csip(
             embed_histogram_task(store, view, embed),
         )
 
-    trained = take_checkpoint(store, checkpoint, sha256)
-    encoder = encoder_name(trained)
-    snapshot = snapshot or take_newest(store)
-    views = choose_splits(open_snapshot(store, snapshot), data)
-    return one_by_one(views, lambda view: evaluate_task(store, embedded(view), view, evaluate, runtime))
+    with coming_back():
+        trained = take_checkpoint(store, checkpoint, sha256)
+        encoder = encoder_name(trained)
+        snapshot = snapshot or take_newest(store)
+        views = choose_splits(open_snapshot(store, snapshot), data)
+        return one_by_one(views, lambda view: evaluate_task(store, embedded(view), view, evaluate, runtime))
 
 
 def take_checkpoint(store: str, named: str, sha256: str) -> CheckpointRef:

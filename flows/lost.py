@@ -24,14 +24,15 @@ from datetime import timedelta
 from itertools import pairwise
 from uuid import UUID
 
-from prefect import runtime
+from prefect import State, get_run_logger, runtime
 from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Running
 
 from csip.errors import StageError
@@ -53,29 +54,22 @@ _END_SECONDS = 300
 _PATIENCE_SECONDS = 120
 _LOST = "Lost"
 _HANDED_OUT = "Lost, and not heard since: a worker goes on with it."
-_ELSE = "If it is not, a run of a deployment is given to a worker in some minutes; run any other again."
+_ELSE = "If not, a run of a deployment is given to a worker in some minutes; run any other again."
 MOST_RETURNS = 3
 """How often a run is handed out again."""
 
-_SECONDS_TO_ASK = 10
+_SECONDS_TO_FINISH_ASKING = 2
 _LOG = logging.getLogger(__name__)
 
-_HEARTBEAT, _IS_LOST, _ANYTHING = "prefect.flow-run.heartbeat", f"prefect.flow-run.{_LOST}", "prefect.flow-run.*"
+_HEARTBEAT, _IS_LOST = "prefect.flow-run.heartbeat", f"prefect.flow-run.{_LOST}"
 _IS_TO_END = "prefect.flow-run.Cancelling"
 # A run begins with a heartbeat. One that says it is running may end in the same second, and would be running for ever.
 _HEARD = {_HEARTBEAT, "prefect.flow-run.Running"}
 # A run that waits for a worker, or for its turn, is *Scheduled*, *Late* or *AwaitingConcurrencySlot*.
 _TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
-# A heartbeat alone does not keep a lost run: it may have been its last word.
-_ANOTHER_STATE = {
-    f"prefect.flow-run.{name}"
-    for name in (
-        *("Running", "Retrying", "Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "Paused", "Suspended"),
-        *("Scheduled", "AwaitingRetry", "Late", "AwaitingConcurrencySlot", "Pending", "Submitting"),
-        "InfrastructurePending",
-    )
-}
-
+_RUN = {"prefect.resource.id": "prefect.flow-run.*"}
+# Events of a state, whatever its name, tell its type. A heartbeat tells none, and may be a lost run's last word.
+_STATE = _RUN | {"prefect.state-type": "*"}
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 _DEPLOYED = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
 # Kubernetes lets a run wait for a GPU as long as it takes, and its worker gives up by its own clock.
@@ -87,14 +81,14 @@ def watch_over_runs() -> list[Automation]:
     lost = _become(
         StateType.CRASHED,
         _LOST,
-        f"No heartbeat for {SILENCE_SECONDS} s: its process, worker or machine is gone, or cannot be heard. It goes on "
-        f"when it is heard again. {_ELSE}",
+        f"No heartbeat for {SILENCE_SECONDS} s: its process, worker or machine is gone, or cannot be heard. If it "
+        f"lives, it says so and goes on. {_ELSE}",
     )
     unbegun = _become(
         StateType.CRASHED,
         _LOST,
         f"A worker took it and has not begun it for {_BEGIN_SECONDS} s: the worker or its machine is gone, or cannot "
-        f"be heard. It goes on when it is heard. {_ELSE}",
+        f"be heard. If it begins, it goes on. {_ELSE}",
     )
     ended = _become(
         StateType.CANCELLED,
@@ -103,10 +97,10 @@ def watch_over_runs() -> list[Automation]:
     )
     again = _become(StateType.SCHEDULED, "AwaitingRetry", _HANDED_OUT)
     return [
-        _rule(LOST, lost, _without(_HEARD, {_ANYTHING}, SILENCE_SECONDS)),
-        _rule(AGAIN, again, _without({_IS_LOST}, _ANOTHER_STATE, _PATIENCE_SECONDS, _DEPLOYED)),
-        _rule(UNBEGUN, unbegun, _without(_TAKEN, {_ANYTHING}, _BEGIN_SECONDS, _IN_PROCESSES)),
-        _rule(ENDED, ended, _without({_IS_TO_END}, {_ANYTHING}, _END_SECONDS)),
+        _rule(LOST, lost, _without(_HEARD, SILENCE_SECONDS)),
+        _rule(AGAIN, again, _without({_IS_LOST}, _PATIENCE_SECONDS, _DEPLOYED, of=_STATE)),
+        _rule(UNBEGUN, unbegun, _without(_TAKEN, _BEGIN_SECONDS, _IN_PROCESSES)),
+        _rule(ENDED, ended, _without({_IS_TO_END}, _END_SECONDS)),
     ]
 
 
@@ -118,14 +112,14 @@ def _rule(name: str, action: ChangeFlowRunState, trigger: EventTrigger) -> Autom
     return Automation(name=name, description=action.message or "", trigger=trigger, actions=[action])
 
 
-def _without(after: set[str], expect: set[str], seconds: int, *which: dict[str, str]) -> EventTrigger:
-    """Say when a rule holds for such runs of ours: after one event, and for some seconds without any of the others."""
+def _without(after: set[str], seconds: int, *which: dict[str, str], of: dict[str, str] = _RUN) -> EventTrigger:
+    """Say when a rule holds for such runs of ours: after one event, and for some seconds without any other."""
     return EventTrigger(
-        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match={**of},
         match_related=[{**one} for one in (_OURS, *which)],
         for_each={"prefect.resource.id"},
         after=after,
-        expect=expect,
+        expect={"prefect.flow-run.*"},
         posture=Posture.Proactive,
         threshold=1,
         within=timedelta(seconds=seconds),
@@ -134,9 +128,9 @@ def _without(after: set[str], expect: set[str], seconds: int, *which: dict[str, 
 
 @contextmanager
 def coming_back() -> Iterator[None]:
-    """While the block runs, let its run say that it is running where it was taken for lost."""
+    """While the block runs, let the flow run around it say that it is running where it was taken for lost."""
     run = runtime.flow_run.id
-    if not run or not PREFECT_API_URL.value():  # nobody watches over the runs of a temporary server
+    if not run:
         yield
         return
     over = threading.Event()
@@ -147,16 +141,20 @@ def coming_back() -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join(_SECONDS_TO_ASK)  # not after the run's own last word
+        thread.join(_SECONDS_TO_FINISH_ASKING)  # what it says is not to come after the run's own last word
 
 
 def _come_back(run: UUID, over: threading.Event) -> None:
-    while not over.wait(HEARTBEAT_SECONDS):
-        with suppress(ObjectNotFound), if_reachable(_LOG.debug), get_client(sync_client=True) as client:
-            state = client.read_flow_run(run).state
-            if state and state.name == _LOST and not over.is_set():
-                client.set_flow_run_state(run, Running(message="It was away; it is heard again."), force=True)
-                _LOG.warning("The server had not heard of this run for a while and took it for lost. It goes on.")
+    alive: State[None] = Running(message="It was away; it is heard again.")
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        while not over.wait(HEARTBEAT_SECONDS):
+            # Whatever the server, or a proxy before it, answers, it is asked again.
+            with suppress(ObjectNotFound, ValueError), if_reachable(_LOG.debug), get_client(sync_client=True) as client:
+                state = client.read_flow_run(run).state
+                if not state or state.name != _LOST or over.is_set():
+                    continue
+                if client.set_flow_run_state(run, alive).status is SetStateStatus.ACCEPT:
+                    get_run_logger().warning("The server had not heard of this run for a while. It goes on.")
 
 
 def refuse_endless_returns() -> None:

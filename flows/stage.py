@@ -36,7 +36,7 @@ from csip.types import Output, Stage, TableRef
 from flows.artifacts import show_outcome
 from flows.child import call, run_stage
 from flows.devices import Work, held
-from flows.lost import coming_back, refuse_endless_returns
+from flows.lost import refuse_endless_returns
 from flows.parent import run_child
 from flows.progress import Reporter, if_reachable, library_log
 from flows.together import join_command
@@ -96,8 +96,7 @@ def stage(
         bound = run.__signature__.bind(*args, **kwargs)  # type: ignore[attr-defined]
         bound.apply_defaults()
         given = {key: to_plain(value) for key, value in bound.arguments.items()}
-        with coming_back():
-            return _run(function, given.pop("store"), given, work=work, cached=cached, shared=shared)
+        return _run(function, given.pop("store"), given, work=work, cached=cached, shared=shared)
 
     run.__name__ = name
     run.__doc__ = function.__doc__

@@ -26,6 +26,7 @@ from csip.training.skeletons import initialise_skeletons, train_skeletons
 from csip.training.stage1 import stage1
 from csip.training.stage2 import stage2
 from csip.types import CheckpointRef, EmbeddingsRef, FileRef, ResultsRef, Snapshot
+from flows.lost import coming_back
 from flows.parameters import Section, Store
 from flows.stage import part_of_many, stage
 
@@ -87,12 +88,13 @@ def train_csip(snapshot: str, store: Store, experiment: Section[Experiment]) -> 
         store: the absolute folder of the store's tables, or s3://BUCKET/PREFIX.
         experiment: the recipe.
     """
-    snapshot = snapshot or take_newest(store)
-    views = choose_splits(open_snapshot(store, snapshot), experiment.data)
-    if is_skeleton_only(views[0].protocol):
-        return _sum_up(store, _each_seed(store, views, experiment), "seeds", experiment.skeleton.seeds)
-    trained = one_by_one(views, lambda view: _video(store, view, experiment))
-    return _sum_up(store, trained, "splits", len({view.split for view in views}))
+    with coming_back():
+        snapshot = snapshot or take_newest(store)
+        views = choose_splits(open_snapshot(store, snapshot), experiment.data)
+        if is_skeleton_only(views[0].protocol):
+            return _sum_up(store, _each_seed(store, views, experiment), "seeds", experiment.skeleton.seeds)
+        trained = one_by_one(views, lambda view: _video(store, view, experiment))
+        return _sum_up(store, trained, "splits", len({view.split for view in views}))
 
 
 def take_newest(store: str) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -22,7 +23,7 @@ from csip.config import PretrainConfig, RuntimeConfig, ValidateConfig
 from csip.errors import StageError, TooLittleDataError
 from csip.training.pretrain import initialise, pretrain_visual
 from csip.types import FileRef, Output
-from flows import together
+from flows import child, together
 from flows.child import REQUEST, _compare
 from flows.devices import Held, held
 from flows.stage import stage
@@ -288,6 +289,22 @@ def test_a_process_whose_first_machine_begins_anew_before_they_are_a_group_ends(
             assert "began anew on its first machine" in other.stderr.read()
             return
     pytest.fail("in none of 16 groups did the second process wait for the first one")
+
+
+def test_a_process_that_cannot_reach_its_first_machine_says_where_it_looked(monkeypatch, capsys):
+    port = free_port()
+    shared = {"RANK": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in shared.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(child, "_SECONDS_TO_REACH", 1)
+    monkeypatch.setattr(os, "_exit", lambda code: sys.exit(f"left with {code}"))
+    with pytest.raises(SystemExit, match="left with 1"):
+        child._end_with_first(threading.Event())
+    assert f"cannot be reached at 127.0.0.1:{port}: " in capsys.readouterr().err
+    # Once they are a group it is nobody's business any more.
+    formed = threading.Event()
+    formed.set()
+    child._end_with_first(formed)
 
 
 @contextlib.contextmanager
