@@ -38,7 +38,7 @@ class ClipLoader:
             collate_fn=_as_it_is,
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_ctrl_c_to_the_parent,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         self._turn = 0
 
@@ -159,9 +159,13 @@ def _tells_of_a_death(error: Exception) -> bool:
     return broke or "DataLoader worker (pid" in str(error)
 
 
-def _leave_ctrl_c_to_the_parent(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training saves first and ends its workers then."""
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and a run that is cancelled is sent SIGTERM with all its processes.
+
+    The training saves first and ends its workers then; one that does not end by itself is sent SIGTERM once more.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 def _as_it_is(batch: Any) -> Any:

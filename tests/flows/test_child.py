@@ -77,6 +77,7 @@ class Child:
                 stderr=log,
                 text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                start_new_session=True,
             )
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -92,10 +93,10 @@ class Child:
         """Wait for the first record; None when it ended before."""
         return self.lines.get(timeout=120)
 
-    def end(self, number=None):
-        """Send a signal, or wait for its own end: the exit code."""
+    def end(self, number=None, *, everybody=False):
+        """Send a signal, also to the processes that it has started, or wait for its own end: the exit code."""
         if number is not None:
-            self.process.send_signal(number)
+            (os.killpg if everybody else os.kill)(self.process.pid, number)
         code = self.process.wait(timeout=120)
         self.process.stdin.close()
         return code
@@ -201,6 +202,15 @@ def test_a_training_told_to_stop_saves_and_ends_and_can_be_taken_up(start, out, 
     assert [path.name for path in folder_of(out).iterdir()] == [state.name]
     again = start("stage2")
     check(again, again.end(), out, 1, want)
+
+
+def test_a_training_that_is_ended_with_all_that_it_has_started_saves_first(start, out, given):
+    given["runtime"] = dataclasses.replace(given["runtime"], save_seconds=3600, workers=2)
+    child = start("pretrain_visual", epochs=100_000)
+    assert child.wait_for_work() is not None, child.log.read_text()[-3000:]
+    time.sleep(0.5)
+    assert child.end(signal.SIGTERM, everybody=True) == STOPPED, child.log.read_text()[-3000:]
+    assert len(list(folder_of(out).glob("*.state"))) == 1
 
 
 def test_a_training_whose_parent_is_gone_saves_and_ends(start, out, given):
