@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ Plan = Sequence[Sequence[ClipRequest]]
 
 READ_AHEAD = 16
 """Batches that a process reads in one call to the store and then decodes in turn: half the time of a call for each."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ClipLoader:
@@ -76,7 +79,8 @@ class ClipLoader:
         self._turn += 1
         turn = self._turn
         self._plan.turn, self._plan.batches = turn, [list(batch) for batch in plan]
-        made = iter(self._loader)
+        with _signals_held_back():
+            made = iter(self._loader)
         while True:
             if turn != self._turn:
                 raise ValueError("ClipLoader.load: asked for more of a plan after another was begun, or after the end.")
@@ -159,6 +163,17 @@ def _tells_of_a_death(error: Exception) -> bool:
     return broke or "DataLoader worker (pid" in str(error)
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let processes that are started meanwhile take these signals only when they are ready for them."""
+    resource_tracker.ensure_running()  # the first of them would start it, which lets go of the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to_the_parent(_: int) -> None:
     """Ctrl-C reaches every process of a terminal, and a run that is cancelled is sent SIGTERM with all its processes.
 
@@ -166,6 +181,7 @@ def _leave_signals_to_the_parent(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _as_it_is(batch: Any) -> Any:
