@@ -254,18 +254,8 @@ def _end_with_first(formed: threading.Event) -> None:
     """
     if _on_first_machine():
         return  # its torchrun ends us
-    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    begun = time.monotonic()
-    while not formed.is_set():
-        try:
-            line = socket.create_connection(place, timeout=10)
-            break
-        except OSError as error:
-            if time.monotonic() - begun > _SECONDS_TO_REACH:
-                sys.stderr.write(f"The training's first machine cannot be reached at {place[0]}:{place[1]}: {error}.\n")
-                os._exit(1)
-            time.sleep(1)
-    else:
+    line = _line_to_first(formed)
+    if line is None:
         return
     line.settimeout(None)
     with contextlib.suppress(OSError):
@@ -274,6 +264,21 @@ def _end_with_first(formed: threading.Event) -> None:
     if not formed.is_set():
         sys.stderr.write("The training began anew on its first machine before this one was part of it.\n")
         os._exit(1)
+
+
+def _line_to_first(formed: threading.Event) -> socket.socket | None:
+    """Open a connection to the torchrun of the first process, or end for good; None: they are a group by now."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    begun = time.monotonic()
+    while not formed.is_set():
+        try:
+            return socket.create_connection((host, port), timeout=10)
+        except OSError as error:
+            if time.monotonic() - begun > _SECONDS_TO_REACH:
+                sys.stderr.write(f"The training's first machine cannot be reached at {host}:{port}: {error}.\n")
+                os._exit(1)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return None
 
 
 def _on_first_machine() -> bool:

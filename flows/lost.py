@@ -52,7 +52,7 @@ _BEGIN_SECONDS = 600
 _END_SECONDS = 300
 # Four heartbeats. Prefect looks within some seconds of the end.
 _PATIENCE_SECONDS = 120
-_LOST = "Lost"
+_LOST_STATE = "Lost"
 _HANDED_OUT = "Lost, and not heard since: a worker goes on with it."
 _ELSE = "If not, a run of a deployment is given to a worker in some minutes; run any other again."
 MOST_RETURNS = 3
@@ -61,7 +61,7 @@ MOST_RETURNS = 3
 _SECONDS_TO_FINISH_ASKING = 2
 _LOG = logging.getLogger(__name__)
 
-_HEARTBEAT, _IS_LOST = "prefect.flow-run.heartbeat", f"prefect.flow-run.{_LOST}"
+_HEARTBEAT, _IS_LOST = "prefect.flow-run.heartbeat", f"prefect.flow-run.{_LOST_STATE}"
 _IS_TO_END = "prefect.flow-run.Cancelling"
 # A run begins with a heartbeat. One that says it is running may end in the same second, and would be running for ever.
 _HEARD = {_HEARTBEAT, "prefect.flow-run.Running"}
@@ -80,13 +80,13 @@ def watch_over_runs() -> list[Automation]:
     """Make the rules by which runs are lost, and run again."""
     lost = _become(
         StateType.CRASHED,
-        _LOST,
+        _LOST_STATE,
         f"No heartbeat for {SILENCE_SECONDS} s: its process, worker or machine is gone, or cannot be heard. If it "
         f"lives, it says so and goes on. {_ELSE}",
     )
     unbegun = _become(
         StateType.CRASHED,
-        _LOST,
+        _LOST_STATE,
         f"A worker took it and has not begun it for {_BEGIN_SECONDS} s: the worker or its machine is gone, or cannot "
         f"be heard. If it begins, it goes on. {_ELSE}",
     )
@@ -151,7 +151,7 @@ def _come_back(run: UUID, over: threading.Event) -> None:
             # Whatever the server, or a proxy before it, answers, it is asked again.
             with suppress(ObjectNotFound, ValueError), if_reachable(_LOG.debug), get_client(sync_client=True) as client:
                 state = client.read_flow_run(run).state
-                if not state or state.name != _LOST or over.is_set():
+                if not state or state.name != _LOST_STATE or over.is_set():
                     continue
                 if client.set_flow_run_state(run, alive).status is SetStateStatus.ACCEPT:
                     get_run_logger().warning("The server had not heard of this run for a while. It goes on.")

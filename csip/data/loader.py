@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import TracebackType
@@ -79,7 +79,7 @@ class ClipLoader:
         self._turn += 1
         turn = self._turn
         self._plan.turn, self._plan.batches = turn, [list(batch) for batch in plan]
-        with _signals_held_back():
+        with _signals_held_back() if self._loader.num_workers else nullcontext():
             made = iter(self._loader)
         while True:
             if turn != self._turn:
